@@ -1,0 +1,38 @@
+# make tour: install and improve a model on real text.  make test: everything the project asserts.
+VENV   ?= .venv
+PYTHON ?= python3
+PY     := $(VENV)/bin/python
+OUT    ?= run
+
+.PHONY: setup setup-bench tour test lint claims bench clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+setup-bench: setup
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,bench]'
+
+tour: setup
+	$(VENV)/bin/maypole tour --out $(OUT)
+
+test: setup lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright --pythonpath $(PY)
+	$(VENV)/bin/lint-imports
+
+claims: setup
+	$(VENV)/bin/maypole claim --all
+
+bench: setup-bench
+	for script in benchmarks/*.py; do $(PY) $$script --quick; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Room: correct facts in weights. Knows nothing about training loops."""

@@ -1,0 +1,1 @@
+"""Room: look inside a model. Changes nothing it looks at."""

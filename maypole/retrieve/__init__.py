@@ -1,0 +1,1 @@
+"""Room: ground answers in documents and graphs. Imports no other room."""

@@ -1,0 +1,1 @@
+"""Room: images in, images out. Knows nothing about text-only methods."""
