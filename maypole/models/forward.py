@@ -1,0 +1,56 @@
+"""One packed forward pass: token ids and a plan in, hidden states out. Knows nothing about what they are scored on."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from maypole.core.errors import UnsupportedModel
+from maypole.models.attention import attention_plan, causal_lm, packed_execution
+from maypole.models.blocks import base_model
+from maypole.models.head import head_of
+from maypole.models.packing import PackedPlan, documents
+
+_TESTED = "_maypole_packed_ok"
+
+
+def packed_hidden(model: nn.Module, input_ids: torch.Tensor, plan: PackedPlan) -> torch.Tensor:
+    """Final hidden states of packed tokens; call it inside `packed_execution(model)`.
+
+    input_ids: (tokens,) -> (tokens, d_model). Each row of the plan is computed as if it stood alone.
+    """
+    with attention_plan(plan):
+        out = base_model(model)(
+            input_ids=input_ids.unsqueeze(0), position_ids=plan.positions.unsqueeze(0), use_cache=False
+        )
+    return out.last_hidden_state[0]
+
+
+@torch.no_grad()
+def self_test(model: nn.Module) -> None:
+    """Raise UnsupportedModel unless packed logits equal the plain ones on three random sequences; tested once.
+
+    Alone the attention flag of a class is not enough: position biases inside the model would be silently wrong.
+    """
+    lm = causal_lm(model)
+    if getattr(lm, _TESTED, False):
+        return
+    embeddings: Any = lm.get_input_embeddings()
+    vocabulary = int(embeddings.weight.shape[0])
+    generator = torch.Generator().manual_seed(0)
+    lengths = [5, 11, 8]
+    texts = [torch.randint(vocabulary, (n,), generator=generator).to(lm.device) for n in lengths]
+    training = model.training
+    model.eval()
+    try:
+        plain = torch.cat([lm(input_ids=t[None], use_cache=False).logits[0] for t in texts]).float()
+        with packed_execution(model):
+            hidden = packed_hidden(model, torch.cat(texts), documents(lengths).to(lm.device))
+            packed = head_of(model).logits(hidden)
+    finally:
+        model.train(training)
+    wide = next(lm.parameters()).dtype in (torch.float32, torch.float64)
+    error = float((packed - plain).abs().max() / plain.abs().max().clamp_min(1e-6))
+    if not error <= (1e-4 if wide else 5e-2):
+        raise UnsupportedModel(lm.config.model_type, f"exact packed execution (its logits differ by {error:.1e})")
+    setattr(lm, _TESTED, True)

@@ -1,0 +1,110 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from maypole.models.head import head_of, token_logprobs, weighted_logprobs
+from tests.tiny_models import model_of
+
+
+def _data(n: int, d: int, v: int, dtype: torch.dtype = torch.float64, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, d, generator=g, dtype=dtype, requires_grad=True)
+    weight = torch.randn(v, d, generator=g, dtype=dtype, requires_grad=True)
+    bias = torch.randn(v, generator=g, dtype=dtype, requires_grad=True)
+    return hidden, weight, bias, torch.randint(v, (n,), generator=g), torch.randn(n, generator=g, dtype=dtype)
+
+
+def _reference(hidden, weight, bias, targets, softcap, scale):
+    z = (hidden @ weight.t() + (0 if bias is None else bias)) * scale
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    return torch.log_softmax(z, -1).gather(1, targets[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 256])
+@pytest.mark.parametrize(("softcap", "scale", "with_bias"), [(None, 1.0, False), (3.0, 0.5, True), (None, 2.0, True)])
+@pytest.mark.parametrize("n", [0, 20])
+def test_chunked_values_and_gradients_equal_log_softmax(n: int, chunk: int, softcap, scale: float, with_bias: bool):
+    hidden, weight, bias, targets, weights = _data(n, 6, 11)
+    bias = bias if with_bias else None
+    inputs = [t for t in (hidden, weight, bias) if t is not None]
+    want = _reference(hidden, weight, bias, targets, softcap, scale)
+    gradients = torch.autograd.grad((want * weights).sum(), inputs)
+    options = {"bias": bias, "softcap": softcap, "scale": scale, "chunk": chunk}
+    got = token_logprobs(hidden, weight, targets, **options)
+    two_pass = torch.autograd.grad((got * weights).sum(), inputs)
+    total, logps = weighted_logprobs(hidden, weight, targets, weights, **options)
+    fused = torch.autograd.grad(total * 2.0, inputs)
+    torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+    torch.testing.assert_close(logps, want.detach(), atol=1e-12, rtol=0)
+    for g, a, b in zip(gradients, two_pass, fused):
+        torch.testing.assert_close(a, g, atol=1e-10, rtol=0)
+        torch.testing.assert_close(b, 2 * g, atol=1e-10, rtol=0)
+
+
+def test_gradcheck_in_double_precision():
+    hidden, weight, bias, targets, weights = _data(5, 3, 7)
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: token_logprobs(h, w, targets, bias=b, softcap=2.0, chunk=2), (hidden, weight, bias)
+    )
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: weighted_logprobs(h, w, targets, weights, bias=b, chunk=2)[0], (hidden, weight, bias)
+    )
+
+
+def test_a_frozen_head_gets_no_gradient_and_hidden_the_same_one():
+    hidden, weight, _, targets, weights = _data(9, 4, 8)
+    (both,) = torch.autograd.grad(weighted_logprobs(hidden, weight, targets, weights)[0], [hidden])
+    frozen = weight.detach()
+    (alone,) = torch.autograd.grad(weighted_logprobs(hidden, frozen, targets, weights)[0], [hidden])
+    assert torch.equal(both, alone)
+    assert frozen.grad is None
+
+
+def test_without_grad_mode_nothing_is_kept_for_backward():
+    hidden, weight, _, targets, weights = _data(9, 4, 8)
+    with torch.no_grad():
+        total, logps = weighted_logprobs(hidden, weight, targets, weights)
+    assert not total.requires_grad
+    torch.testing.assert_close(total, (weights * logps).sum())
+
+
+def test_bf16_under_autocast_stays_close_to_fp32():
+    hidden, weight, _, targets, weights = _data(40, 16, 64, torch.float32)
+    want = token_logprobs(hidden, weight, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = token_logprobs(hidden, weight, targets)
+        total, _ = weighted_logprobs(hidden, weight, targets, weights)
+    total.backward()
+    assert got.dtype == torch.float32
+    assert float((got - want).detach().abs().max()) < 0.1
+    assert hidden.grad is not None
+    assert hidden.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox"])
+def test_head_of_gives_the_models_own_logits(family: str):
+    model = model_of(family)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids).last_hidden_state[0]
+        torch.testing.assert_close(head_of(model).logits(hidden), model(input_ids=ids).logits[0])
+        logps = token_logprobs(hidden[:-1], head_of(model).weight, ids[0, 1:], softcap=head_of(model).softcap)
+        want = F.log_softmax(model(input_ids=ids).logits[0, :-1].float(), -1).gather(1, ids[0, 1:, None])[:, 0]
+    torch.testing.assert_close(logps, want, atol=1e-5, rtol=0)
+
+
+def test_a_lora_on_the_head_is_part_of_its_weight_and_gets_its_gradient():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(model_of("gpt_neox"), LoraConfig(r=2, target_modules=["lm_head"], lora_alpha=4))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(3, 20)[None]
+    hidden = model.get_base_model().base_model(input_ids=ids).last_hidden_state[0].detach()
+    want = F.log_softmax(model(input_ids=ids).logits[0].float(), -1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
+    got = token_logprobs(hidden[:-1], head_of(model).weight, ids[0, 1:])
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+    loras = [p for n, p in model.named_parameters() if "lora_" in n]
+    for a, b in zip(torch.autograd.grad(want.sum(), loras), torch.autograd.grad(got.sum(), loras)):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
