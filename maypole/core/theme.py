@@ -1,4 +1,4 @@
-"""One palette for every face: CSS variables for pages, rcParams for plots, and the bridge that makes a plot follow the page.
+"""One palette for every face: CSS variables for pages, rcParams for plots, and plots that follow the page's theme.
 
 Text has a contrast of at least 5.9:1 and series at least 3.1:1 on page and surface, in both themes; the nearest pair of
 series stays apart under simulated protanopia, deuteranopia and tritanopia. Colour never speaks alone: `SERIES` and
@@ -15,8 +15,8 @@ NAMES = ("page", "surface", "ink", "muted", "line", "control", "link", "fail", "
 
 _LIGHT = "#ffffff #f4f6f9 #17202b #55606e #d5dbe3 #7a8696 #0b57a4 #b3261e #2276af #c47914 #015732 #6f0d70"
 _DARK = "#11161d #1a212b #e6eaf0 #a5b0be #323c49 #7f8b9a #86bdff #ff8f85 #4181f7 #b37336 #77fdac #e29ee1"
-LIGHT = dict(zip(NAMES, _LIGHT.split(), strict=True))
-DARK = dict(zip(NAMES, _DARK.split(), strict=True))
+LIGHT: dict[str, str] = dict(zip(NAMES, _LIGHT.split(), strict=True))
+DARK: dict[str, str] = dict(zip(NAMES, _DARK.split(), strict=True))
 
 TEXT_SIZES = (13, 16, 20, 25, 31)
 """Pixels; line height 1.5."""
