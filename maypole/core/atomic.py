@@ -1,0 +1,68 @@
+"""Files that are either whole or absent: write beside, fsync, rename. Knows nothing about what the files mean."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a reader, or a crash at any moment, sees the old file or the new one whole."""
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    fsync_directory(path.parent)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is a leftover of a write that was cut off."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def fsync_file(path: Path) -> None:
+    """Have the content of `path` on the disk before anything that relies on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_directory(path: Path) -> None:
+    """Have the names in the directory `path` on the disk (a directory is fsynced as a file is)."""
+    fsync_file(path)
+
+
+def fsync_tree(root: Path) -> None:
+    """Fsync every file and directory below `root`, and `root` itself, leaves first."""
+    for directory, _, files in os.walk(root, topdown=False):
+        for name in files:
+            path = Path(directory, name)
+            if not path.is_symlink():
+                fsync_file(path)
+        fsync_directory(Path(directory))
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Every file below `root` in an order that does not depend on the file system."""
+    for directory, names, files in os.walk(root):
+        names.sort()
+        for name in sorted(files):
+            yield Path(directory, name)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
