@@ -7,7 +7,7 @@ from torch import nn
 
 from maypole.core.errors import UnsupportedModel
 from maypole.models.attention import attention_plan, causal_lm, packed_execution
-from maypole.models.blocks import base_model
+from maypole.models.block_views import base_model
 from maypole.models.head import head_of
 from maypole.models.packing import PackedPlan, documents
 

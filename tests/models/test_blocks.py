@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from maypole.core.errors import UnsupportedModel
-from maypole.models.blocks import base_model, blocks
+from maypole.models.block_views import base_model, blocks
 from tests.tiny_models import FAMILIES, model_of
 
 

@@ -1,0 +1,97 @@
+"""A language model as the rooms hand it on: module, tokenizer, name and fingerprint; a view of it per adapter.
+
+Knows nothing about where it was loaded from or how it is trained.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from maypole.core.errors import UserError
+from maypole.models.attention import causal_lm
+
+FOLLOW = "·"
+"""The adapter of a LanguageModel that is no view: whatever is active in the module."""
+
+
+@dataclass(slots=True)
+class _Versions:
+    base: int = 0
+
+
+@dataclass(slots=True)
+class LanguageModel:
+    """`model` is a transformers model, or a PEFT model around one; several LanguageModels may be views of one module.
+
+    `name` is the path or hub id it came from, `fingerprint` identifies its weights (None: unknown, so results made
+    with it are never reused), `dtype` is what it was loaded in and is saved in.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str | None
+    dtype: torch.dtype = torch.float32
+    adapter: str | None = FOLLOW
+    versions: _Versions = field(default_factory=_Versions, repr=False)
+
+    @property
+    def base_version(self) -> int:
+        """Counts changes of the base weights; all views of a module share it."""
+        return self.versions.base
+
+    def base_changed(self) -> None:
+        """To be called by whoever changed base weights in memory, after every change."""
+        self.versions.base += 1
+
+    @property
+    def transformer(self) -> PreTrainedModel:
+        """The transformers model inside, without PEFT's wrapper."""
+        return causal_lm(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters in the module, () where it has none."""
+        return tuple(getattr(self.model, "peft_config", {}))
+
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens that the model has positions for."""
+        config: Any = self.transformer.config
+        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**30)
+
+    def with_adapter(self, name: str | None) -> "LanguageModel":
+        """A view of the same module in which adapter `name` is on, or none for None; nothing is copied or switched."""
+        if name is not None and name not in self.adapters:
+            raise UserError(f"no adapter {name!r} in {self.name}", expected=f"adapters: {', '.join(self.adapters)}")
+        return replace(self, adapter=name)
+
+    @contextmanager
+    def active(self) -> Iterator[nn.Module]:
+        """Inside, the module runs with this view's adapter; what was active and trainable before is restored."""
+        if self.adapter == FOLLOW or not self.adapters:
+            yield self.model
+            return
+        before = list(self.model.base_model.active_adapters)
+        trainable = [(p, p.requires_grad) for p in self.model.parameters()]
+        tuner = self.model.base_model
+        try:
+            if self.adapter is None:
+                tuner.disable_adapter_layers()
+            else:
+                tuner.set_adapter(self.adapter)
+            yield self.model
+        finally:
+            tuner.enable_adapter_layers()
+            tuner.set_adapter(before)
+            for parameter, wanted in trainable:
+                parameter.requires_grad_(wanted)
