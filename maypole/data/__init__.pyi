@@ -1,0 +1,38 @@
+from maypole.data.chat import Dropped, Encoded, encode_chat, encode_completion, encode_prompt, encode_text
+from maypole.data.rows import (
+    CHAT,
+    COMPLETION,
+    EDIT,
+    IMAGE_CHAT,
+    IMAGE_TEXT,
+    PAIR,
+    PROMPT,
+    QA,
+    SAMPLES,
+    TEXT,
+    TRIPLE,
+    UNPAIRED,
+    RowType,
+)
+
+__all__ = [
+    "CHAT",
+    "COMPLETION",
+    "EDIT",
+    "IMAGE_CHAT",
+    "IMAGE_TEXT",
+    "PAIR",
+    "PROMPT",
+    "QA",
+    "SAMPLES",
+    "TEXT",
+    "TRIPLE",
+    "UNPAIRED",
+    "Dropped",
+    "Encoded",
+    "RowType",
+    "encode_chat",
+    "encode_completion",
+    "encode_prompt",
+    "encode_text",
+]
