@@ -1,5 +1,5 @@
-from maypole.data.chat import Dropped, Encoded, encode_chat, encode_completion, encode_prompt, encode_text
-from maypole.data.rows import (
+from .chat import Dropped, Encoded, encode_chat, encode_completion, encode_prompt, encode_text
+from .rows import (
     CHAT,
     COMPLETION,
     EDIT,
