@@ -8,7 +8,7 @@ templates or what is shown.
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 NAMES = ("page", "surface", "ink", "muted", "line", "control", "link", "fail", "s1", "s2", "s3", "s4")
@@ -76,7 +76,7 @@ def svg_rules() -> str:
     return "\n".join(f".f-{name}{{fill:var(--{name})}}.k-{name}{{stroke:var(--{name})}}" for name in NAMES) + "\n"
 
 
-def rc_params(size: float = 12) -> dict[str, object]:
+def rc_params(size: float = 12) -> dict[Any, Any]:
     """matplotlib's settings for a plot that `themable` can follow: light palette, real text, same bytes every time.
 
     size: of text, in points; a figure of w/72 inches is w CSS pixels wide, so points are pixels.
