@@ -1,52 +1,78 @@
-"""The command line's entry: parse, call, show. Help loads no torch; every error is one paragraph."""
+"""The command line's entry: parse, call, show. Help loads no torch; every error is one paragraph.
 
-import importlib.metadata
+Exit codes: 0 done, 1 ran and missed its aim, 2 the input is wrong, 3 our own fault, a full disk or too little memory,
+130 interrupted. Results go to stdout, everything else to stderr.
+"""
+
 import json
-import platform
+import os
 import sys
 
-from cyclopts import App
+from cyclopts.exceptions import CycloptsError
 
-from maypole import __version__, catalogue
-from maypole.core.errors import UserError
-
-app = App(name="maypole", version=__version__, help="Improve a model on your text; see that it improved.")
-
-
-@app.command
-def systems(*, json_: bool = False) -> None:
-    """List the thirty-three systems: what each is, its paper, its command, and whether it is built."""
-    if json_:
-        rows = [
-            {"id": s.id, "title": s.title, "arxiv": s.arxiv, "room": s.room, "command": s.command, "built": s.built}
-            for s in catalogue.SYSTEMS
-        ]
-        print(json.dumps(rows, indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("room", "system", "title", "command", "arXiv", "built", box=None)
-    for s in catalogue.SYSTEMS:
-        table.add_row(s.room, s.id, s.title, f"maypole {s.command}", s.arxiv, "yes" if s.built else "not yet")
-    Console().print(table)
-
-
-@app.command
-def env() -> None:
-    """Print versions for a bug report; loads nothing heavy and names no user, host or path."""
-    print(f"maypole {__version__}\npython {platform.python_version()} on {platform.system()} {platform.machine()}")
-    for name in ("torch", "transformers", "tokenizers", "safetensors", "datasets", "peft", "accelerate", "numpy"):
-        try:
-            print(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            print(f"{name} not installed")
+from maypole.cli import fault
+from maypole.cli.app import TOP_HELP, Invocation, parse
+from maypole.cli.commands import COMMANDS, Table
+from maypole.cli.options import Options, split
+from maypole.cli.show import error_document, exit_code, show
+from maypole.core.errors import MaypoleError, UserError
+from maypole.core.progress import set_quiet
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str], commands: Table = COMMANDS) -> int:
+    """Run the command that the words `argv` describe; returns its exit code."""
+    if not argv or argv in (["--help"], ["-h"]):
+        sys.stdout.write(TOP_HELP)
+        return 0
+    options, invocation = Options(), None
     try:
-        app()
-    except UserError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        sys.exit(2)
+        options, words = split(argv)
+        fault.listen(debug=options.debug, quiet=options.quiet)
+        set_quiet(options.quiet)
+        invocation = parse(words, options.config, commands)
+        if invocation.threads:
+            # torch reads this once, when it is first imported, which is later.
+            os.environ["OMP_NUM_THREADS"] = str(invocation.threads)
+        result = invocation.call()
+        if not invocation.is_help:
+            show(result, as_json=options.json)
+        sys.stdout.flush()
+        return exit_code(result)
+    except KeyboardInterrupt:
+        return _interrupted(argv, invocation)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; stdout must not be flushed again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:
+        return _failed(error, argv, options, invocation)
+
+
+def _interrupted(argv: list[str], invocation: Invocation | None) -> int:
+    kept = invocation is not None and invocation.out is not None
+    after = f" Continue:  {fault.command(argv)}" if kept else ""
+    sys.stderr.write(f"\nstopped.{after}\n")
+    return 130
+
+
+def _failed(error: Exception, argv: list[str], options: Options, invocation: Invocation | None) -> int:
+    code = 2 if isinstance(error, UserError | CycloptsError) else 3
+    message = fault.message(error)
+    saved = ""
+    if code == 3 and not isinstance(error, MaypoleError) and not fault.is_shortage(error):
+        saved = fault.save(error, argv, invocation.out if invocation else None)
+    if options.debug:
+        fault.print_traceback(error)
+    if options.json:
+        sys.stdout.write(json.dumps(error_document(error, code), indent=2, ensure_ascii=False) + "\n")
+    sys.stderr.write(f"error: {message}\n" + (f"  traceback: {saved}\n" if saved else ""))
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,3 @@
-# ruff: noqa: TID252 (lazy_loader reads relative imports only)
 from .artifact import Artifact as Artifact
 from .config import DryRun as DryRun
 from .config import ModelOptions as ModelOptions

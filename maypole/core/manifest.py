@@ -48,7 +48,7 @@ def describe(out: Path, kind: str, config: object, inputs: dict[str, object], se
         "config": shown,
         "decisive": decisive,
         "inputs": {name: _input(value, identities[name], out) for name, value in sorted(named.items())},
-        "versions": _versions(),
+        "versions": versions(),
         "seed": seed,
         "command": ["maypole" if i == 0 else word for i, word in enumerate(sys.argv)] if sys.argv else [],
         "wall_seconds": 0.0,
@@ -128,14 +128,15 @@ def _flat(value: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of python, maypole and the libraries whose numbers a result depends on; imports none of them."""
+    found = {"python": platform.python_version()}
     for name in _VERSIONS:
         try:
-            versions[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+            found[name] = "not installed"
+    return found
 
 
 def _input(value: object, found: str | None, out: Path) -> dict[str, Any]:

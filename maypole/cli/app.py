@@ -1,0 +1,141 @@
+"""Words to a call: the table of commands as a cyclopts application. Knows nothing about what commands do.
+
+A command is imported when it is chosen, and only then; listing them imports none.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cyclopts import App, Parameter
+from cyclopts.config import Dict
+
+from maypole import __version__, catalogue
+from maypole.cli.commands import POLE, Table
+from maypole.core.errors import UserError
+
+TOP_HELP = f"""\
+maypole ROOM VERB [FLAGS]: improve a model on your text; see that it improved.
+Start   tour (all of it, 6 min)   serve MODEL (API, playground)
+Rooms   {" ".join(catalogue.ROOMS)}
+Pole    {" ".join(POLE)}
+Checks  systems  claim ID  env     (each: --help)
+Always  --config FILE.yaml  --json  --quiet  --debug
+"""
+
+DEFAULT_VERB = "default"
+"""Name inside its room of the command whose words are the room alone (``maypole serve MODEL``)."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A parsed command line: the function and what it will be given."""
+
+    function: Callable[..., object]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    is_help: bool
+
+    def call(self) -> object:
+        """Run it."""
+        return self.function(*self.args, **self.kwargs)
+
+    @property
+    def out(self) -> Path | None:
+        """Where the command was told to write, if it was."""
+        out = self._setting("out")
+        return Path(out) if out is not None else None
+
+    @property
+    def threads(self) -> int | None:
+        """How many CPU threads were asked for."""
+        return self._setting("threads")
+
+    def _setting(self, name: str) -> Any:
+        for value in (*self.args, *self.kwargs.values()):
+            if dataclasses.is_dataclass(value) and getattr(value, name, None) is not None:
+                return getattr(value, name)
+        return None
+
+
+def parse(words: list[str], config: Path | None, commands: Table) -> Invocation:
+    """The call that `words` and the settings in the file `config` describe; UserError or CycloptsError if none."""
+    path, rest = _route(words, commands)
+    settings = _settings(config, path, commands)
+    app = build(commands, chosen=path, settings=settings, source=str(config or ""))
+    function, bound, _ = app.parse_args([*path, *rest], exit_on_error=False, print_error=False)
+    is_help = getattr(function, "__module__", "").startswith("cyclopts")
+    return Invocation(function, bound.args, dict(bound.kwargs), is_help)
+
+
+def build(commands: Table, *, chosen: tuple[str, ...] = (), settings: dict | None = None, source: str = "") -> App:
+    """The application of `commands`; `chosen` shows its docstring, the others their one line."""
+    config = [Dict(settings, source=source)] if settings else []
+    app = App(
+        name="maypole",
+        version=__version__,
+        help="Improve a model on your text; see that it improved.",
+        config=config,
+        # Flags without the config's name, several values a flag, and no --empty-x twin of each list.
+        default_parameter=Parameter(name="*", consume_multiple=True, negative_iterable=""),
+    )
+    rooms: dict[str, App] = {}
+    for word, purpose in (catalogue.ROOMS | POLE).items():
+        rooms[word] = App(name=word, help=purpose[0].upper() + purpose[1:] + ".")
+        app.command(rooms[word])
+    for path, (target, line) in commands.items():
+        full = _full(path, commands)
+        parent = app if len(full) == 1 else rooms[full[0]]
+        # Without its own help the docstring is shown, which takes the import.
+        parent.command(target, name=full[-1], help=None if full == chosen else line, show=full[-1] != DEFAULT_VERB)
+    return app
+
+
+def _full(path: tuple[str, ...], commands: Table) -> tuple[str, ...]:
+    return (*path, DEFAULT_VERB) if len(path) == 1 and path[0] in catalogue.ROOMS | POLE else path
+
+
+def _route(words: list[str], commands: Table) -> tuple[tuple[str, ...], list[str]]:
+    """The command's path and the words that remain."""
+    if not words or words[0].startswith("-"):
+        return (), words
+    first, groups = words[0], catalogue.ROOMS | POLE
+    if first not in groups:
+        if (first,) in commands:
+            return (first,), words[1:]
+        known = list(dict.fromkeys([*groups, *(p[0] for p in commands if len(p) == 1)]))
+        raise UserError(f"no command {first!r}", expected=_nearest(first, known))
+    verbs = [p[1] for p in commands if p[0] == first and len(p) == 2]
+    if len(words) > 1 and words[1] in verbs:
+        return (first, words[1]), words[2:]
+    if (first,) in commands and len(words) > 1:
+        return (first, DEFAULT_VERB), words[1:]
+    if len(words) == 1 or words[1] in ("--help", "-h"):
+        return (first,), ["--help"]
+    raise UserError(f"{first} has no command {words[1]!r}", expected=_nearest(words[1], verbs))
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5) or known
+    return ("one of: " + ", ".join(near)) if near else "no command of it is built yet; see: maypole systems"
+
+
+def _settings(file: Path | None, path: tuple[str, ...], commands: Table) -> dict | None:
+    """The mapping in `file` under the command's path, which is where cyclopts looks for it."""
+    if file is None:
+        return None
+    if not path:
+        raise UserError("needs a command", "--config")
+    try:
+        document = yaml.safe_load(file.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError("not valid YAML: " + " ".join(str(error).split()), str(file)) from error
+    if not isinstance(document, dict):
+        raise UserError(f"expected a mapping of flags, found {type(document).__name__}", str(file))
+    for word in reversed(path):
+        document = {word: document}
+    return document

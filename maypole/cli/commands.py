@@ -1,0 +1,25 @@
+"""Every command: where its function is, and its line in the help. Knows nothing about what the functions do.
+
+The line stands here so that listing commands imports none of them; a test compares it with the docstring's first line.
+"""
+
+from collections.abc import Mapping
+
+Table = Mapping[tuple[str, ...], tuple[str, str]]
+"""(room, verb), or (word,), -> ("module:function", first line of its docstring)."""
+
+COMMANDS: Table = {
+    ("claim",): (
+        "maypole.claims.verbs:claim",
+        "Check a system's claim: run its experiment and compare with the paper.",
+    ),
+    ("systems",): ("maypole.cli.about:systems", "List the systems: what each is, its paper, its command."),
+    ("env",): ("maypole.cli.about:env", "Print versions for a bug report."),
+}
+
+POLE: dict[str, str] = {
+    "train": "make and change weights",
+    "engine": "generate, score, embed",
+    "models": "look at, merge and export models",
+}
+"""Words that hold verbs and are no rooms -> what they are for."""
