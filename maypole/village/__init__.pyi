@@ -1,4 +1,3 @@
-# ruff: noqa: TID252 (lazy_loader reads relative imports only)
 from .describe import oracle as oracle
 from .instruct import TASKS as TASKS
 from .mix import base_mix as base_mix

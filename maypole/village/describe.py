@@ -125,5 +125,5 @@ def describe(world: World, draws: Draws, form: str = "completion", judge: str = 
         "rejected": rejected,
         "chosen_score": scores[0],
         "rejected_score": scores[1],
-        "probability": probability if chosen == first else 1 - probability,
+        "probability": round(probability if chosen == first else 1 - probability, 6),
     }
