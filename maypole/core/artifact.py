@@ -185,6 +185,9 @@ class Artifact:
         self._stop_log()
         if self._lock is None:
             return
+        if self.finished:  # interrupted on the last step, the rename: the next opening takes it
+            self._release()
+            return
         try:
             self.manifest |= {"state": state, **self._clock.read()} | ({"error": error} if error else {})
             manifests.write(self.path, self.manifest)
@@ -192,8 +195,7 @@ class Artifact:
             # Whatever stopped the run (a full disk, often) is what the user needs to read.
             _log.warning("the state of %s could not be written: %s", self.path, problem)
         finally:
-            self._lock.release()
-            self._lock = None
+            self._release()
 
     def __enter__(self) -> "Artifact":
         return self
@@ -201,8 +203,6 @@ class Artifact:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.finished:
-            return
         failed = kind is not None and issubclass(kind, Exception)
         self.close("failed" if failed else "interrupted", str(error)[:500] if failed else "")
 
@@ -252,8 +252,7 @@ class Artifact:
         self.metrics = Metrics(self.path / "metrics.jsonl")
         if self._lock is not None:
             self._lock.moved(self.out)
-            self._lock.release(remove=True)
-            self._lock = None
+            self._release(remove=True)
         if aside.exists():
             shutil.rmtree(aside)
 
@@ -274,6 +273,11 @@ class Artifact:
     def _save(self) -> None:
         self.manifest |= self._clock.read()
         manifests.write(self.path, self.manifest)
+
+    def _release(self, *, remove: bool = False) -> None:
+        if self._lock is not None:
+            self._lock.release(remove=remove)
+            self._lock = None
 
     def _stop_log(self) -> None:
         if self._run_log is not None:

@@ -49,13 +49,14 @@ def _nothing(n: int = 1, **numbers: float | int | str) -> None:
 def _bar(title: str, total: int | None, unit: str) -> Iterator[Step]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Words(ProgressColumn):
         """The title, or the numbers, as text without markup."""
 
         def __init__(self, field: str) -> None:
-            super().__init__()
+            super().__init__(Column(no_wrap=True, overflow="ellipsis"))
             self.field = field
 
         def render(self, task: Task) -> Text:
@@ -63,7 +64,7 @@ def _bar(title: str, total: int | None, unit: str) -> Iterator[Step]:
 
     counter = _Counter(total, unit)
     console = Console(stderr=True, no_color=True if os.environ.get("NO_COLOR") else None)
-    columns = (Words("title"), BarColumn(bar_width=24), TaskProgressColumn(markup=False), Words("numbers"))
+    columns = (Words("title"), BarColumn(bar_width=24), TaskProgressColumn(), Words("numbers"))
     with Progress(*columns, console=console, transient=False) as progress:
         task = progress.add_task(_clean(title), total=total, numbers="")
 
