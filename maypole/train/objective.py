@@ -1,0 +1,112 @@
+"""What a method gives to the loop: which tokens its rows have, and a loss over their log-probabilities.
+
+Knows nothing about packing, heads, optimisers or files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from maypole.data.chat import Dropped
+from maypole.data.rows import RowType
+from maypole.models.language_model import LanguageModel
+
+Need = Literal["reference", "hidden"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens that follows its parent's; children share it without repeating it.
+
+    `weights[i]` is the weight of predicting ``ids[i]``, 0 for context. The first token of a child is predicted from
+    its parent's last one; the first token of a root is never predicted.
+    """
+
+    ids: list[int]
+    weights: list[float]
+    name: str = ""
+    children: tuple["Segment", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Sums over a batch, divided by the step's denominator afterwards; `metrics` are sums too."""
+
+    sum: torch.Tensor
+    metrics: Mapping[str, torch.Tensor | float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class TokenBatch:
+    """The N scored tokens of R rows with S segments.
+
+    logps: (N,) with grad where the objective is not linear; reference: (N,) or None; weights: (N,);
+    segment: (N,) -> S; names: S; row: (S,) -> R; columns: the rows' own columns, (R,) each;
+    hidden: (N, d_model), the states that predict the scored tokens, where the objective needs them.
+    """
+
+    logps: torch.Tensor
+    weights: torch.Tensor
+    segment: torch.Tensor
+    names: list[str]
+    row: torch.Tensor
+    rows: int
+    reference: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
+    columns: dict[str, torch.Tensor | list[Any]] = field(default_factory=dict)
+
+    def sums(self, name: str, *, reference: bool = False) -> torch.Tensor:
+        """(R,) weighted log-probs of each row summed over its segments called `name`, of the policy or reference."""
+        logps = self.reference if reference else self.logps
+        if logps is None:
+            raise ValueError("the objective does not list 'reference' among its needs")
+        chosen = torch.tensor([n == name for n in self.names], device=logps.device)
+        values = torch.where(chosen[self.segment], logps * self.weights, logps.new_zeros(()))
+        return logps.new_zeros(self.rows).index_add(0, self.row[self.segment], values)
+
+    def counts(self, name: str) -> torch.Tensor:
+        """(R,) scored tokens of each row in its segments called `name`."""
+        chosen = torch.tensor([n == name for n in self.names], device=self.row.device)
+        ones = chosen[self.segment].to(self.weights.dtype)
+        return self.weights.new_zeros(self.rows).index_add(0, self.row[self.segment], ones)
+
+
+class Objective(Protocol):
+    """A frozen dataclass; a new training method is one of these.
+
+    `unit` is what a step's sum is divided by: the summed weights of its tokens, or its rows. `linear` promises that
+    the loss is ``-sum(weights * logps)``, whose gradient the head makes in one pass. `overlong` says what happens to
+    a row longer than max_length: "split" into rows that go on where the last ended, or "cut" at the end.
+    `columns` are the row columns that `__call__` wants to see.
+    """
+
+    @property
+    def rows(self) -> RowType: ...
+    @property
+    def needs(self) -> frozenset[Need]: ...
+    @property
+    def unit(self) -> Literal["tokens", "rows"]: ...
+    @property
+    def linear(self) -> bool: ...
+    @property
+    def overlong(self) -> Literal["split", "cut"]: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
+        """The tokens of one row, or why it is left out; reasons are counted."""
+        ...
+
+    def __call__(self, batch: TokenBatch) -> Loss: ...
+
+
+class Rounds(Protocol):
+    """Rows made on the way: called between optimiser steps, so that one optimiser and schedule span all rounds."""
+
+    count: int
+
+    def __call__(self, round: int, lm: LanguageModel) -> Dataset: ...

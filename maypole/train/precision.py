@@ -1,0 +1,50 @@
+"""fp32 masters with bf16 arithmetic where the hardware has it. Knows nothing about losses or data."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
+
+import torch
+from torch import nn
+
+from maypole.core.errors import ConfigError
+from maypole.models.loading import cpu_has_bf16
+
+Arithmetic = Literal["bf16", "fp32"]
+
+
+def has_bf16(device: torch.device) -> bool:
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
+
+
+def decide(wish: str, device: torch.device) -> Arithmetic:
+    """The arithmetic of a run: "auto" is bf16 where the hardware multiplies it; a wish it cannot meet is an error."""
+    if wish == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    if wish == "bf16" and not has_bf16(device):
+        raise ConfigError("precision", wish, ("auto", "fp32 (this device has no bf16 instructions)"))
+    return "bf16" if wish == "bf16" else "fp32"
+
+
+def autocast(arithmetic: Arithmetic, device: torch.device) -> AbstractContextManager:
+    return torch.autocast(device.type, torch.bfloat16) if arithmetic == "bf16" else nullcontext()
+
+
+@contextmanager
+def masters(model: nn.Module, arithmetic: Arithmetic) -> Iterator[None]:
+    """Trainable parameters are fp32 inside (all parameters, in fp32 arithmetic) and rounded back at the end.
+
+    So what is in memory after training is what a file of the checkpoint's dtype holds.
+    """
+    before = {name: p.dtype for name, p in model.named_parameters()}
+    wide = [p for p in model.parameters() if p.requires_grad or arithmetic == "fp32"]
+    for parameter in wide:
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.grad = None
+            if parameter.dtype != before[name]:
+                parameter.data = parameter.data.to(before[name])
