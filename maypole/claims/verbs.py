@@ -19,9 +19,9 @@ class ClaimOptions:
     """How claims are checked."""
 
     seeds: str = setting("3", help="how many seeds, or which: 7,11,13")
-    out: Path | None = setting(None, help="directory of the result; default: claims/ID")  # noqa: RUF009 (makes a field)
+    out: Path | None = setting(None, help="directory of the result; default: claims/ID")
     all: bool = setting(False, help="check every claim that is written")
-    results: Path | None = setting(None, help="also copy each verdict to DIR/ID.json")  # noqa: RUF009 (makes a field)
+    results: Path | None = setting(None, help="also copy each verdict to DIR/ID.json")
 
     def __post_init__(self) -> None:
         parse_seeds(self.seeds)

@@ -13,6 +13,9 @@ from maypole.core.statistics import paired_bootstrap
 INTERVAL_FROM = 3
 """Seeds from which an interval says something."""
 
+ROUNDING = 1e-9
+"""0.6 - 0.5 is 0.09999999999999998: a number exactly at its threshold passes."""
+
 
 def judge(seeds: Sequence[Effect]) -> dict[str, Any]:
     """One effect over all its seeds, as the result file holds it."""
@@ -21,9 +24,9 @@ def judge(seeds: Sequence[Effect]) -> dict[str, Any]:
     estimate = sum(v - a for v, a in zip(values, against)) / len(seeds)
     interval = paired_bootstrap(values, against, seed=0) if len(seeds) >= INTERVAL_FROM else None
     if first.rule.endswith(">="):
-        holds = (interval.low if interval else estimate) >= first.threshold
+        holds = (interval.low if interval else estimate) >= first.threshold - ROUNDING
     else:
-        holds = (interval.high if interval else estimate) <= first.threshold
+        holds = (interval.high if interval else estimate) <= first.threshold + ROUNDING
     return {
         "name": first.name,
         "metric": first.metric,

@@ -5,10 +5,13 @@ A command is imported when it is chosen, and only then; listing them imports non
 
 import dataclasses
 import difflib
+import functools
+import importlib
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from cyclopts import App, Parameter
@@ -80,8 +83,8 @@ def build(commands: Table, *, chosen: tuple[str, ...] = (), settings: dict | Non
         version=__version__,
         help="Improve a model on your text; see that it improved.",
         config=config,
-        # Flags without the config's name, several values a flag, and no --empty-x twin of each list.
-        default_parameter=Parameter(name="*", consume_multiple=True, negative_iterable=""),
+        # Several values a flag, and no --empty-x twin of each list.
+        default_parameter=Parameter(consume_multiple=True, negative_iterable=""),
     )
     rooms: dict[str, App] = {}
     for word, purpose in (catalogue.ROOMS | POLE).items():
@@ -90,9 +93,31 @@ def build(commands: Table, *, chosen: tuple[str, ...] = (), settings: dict | Non
     for path, (target, line) in commands.items():
         full = _full(path, commands)
         parent = app if len(full) == 1 else rooms[full[0]]
-        # Without its own help the docstring is shown, which takes the import.
-        parent.command(target, name=full[-1], help=None if full == chosen else line, show=full[-1] != DEFAULT_VERB)
+        shown = full[-1] != DEFAULT_VERB
+        if full == chosen:  # the one that is imported; without a line of its own it shows its docstring
+            parent.command(_flattened(target), name=full[-1], show=shown)
+        else:
+            parent.command(target, name=full[-1], help=line, show=shown)
     return app
+
+
+def _flattened(target: str) -> Callable[..., object]:
+    """The function at `target`, its config's fields as flags without the config's name in front."""
+    module, _, name = target.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    hints = typing.get_type_hints(function, include_extras=True)
+    flat = {n: Annotated[h, Parameter(name="*")] if _is_config(h) else h for n, h in hints.items()}
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> object:
+        return function(*args, **kwargs)
+
+    call.__annotations__ = flat
+    return call
+
+
+def _is_config(hint: Any) -> bool:
+    return any(dataclasses.is_dataclass(h) for h in (hint, *typing.get_args(hint)))
 
 
 def _full(path: tuple[str, ...], commands: Table) -> tuple[str, ...]:

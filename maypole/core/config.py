@@ -63,7 +63,7 @@ class ModelOptions:
 class RunOptions:
     """Where the result goes, and how the run behaves."""
 
-    out: Path | None = setting(None, key=False, help="directory of the result")  # noqa: RUF009 (makes a field)
+    out: Path | None = setting(None, key=False, help="directory of the result")
     seed: int = setting(0, help="everything random is derived from it")
     threads: int | None = setting(None, key=False, help="CPU threads; default: as many as cores")
     force: bool = setting(False, key=False, help="replace a result that another command left at --out")

@@ -28,14 +28,14 @@ class Peft:
 class Train:
     learning_rate: float = setting(1e-3)
     save_steps: int = setting(100, key=False)
-    peft: Peft | None = setting(None)  # noqa: RUF009 (makes a field)
+    peft: Peft | None = setting(None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ModelOptions, RunOptions):
     data: tuple[str, ...] = setting(input=True, help="rows")
     mix: tuple[float, ...] = setting(())
-    train: Train = setting(factory=Train)  # noqa: RUF009 (makes a field)
+    train: Train = setting(factory=Train)
 
     def __post_init__(self) -> None:
         if any(weight <= 0 for weight in self.mix):
