@@ -1,4 +1,5 @@
 from .chat import Dropped, Encoded, encode_chat, encode_completion, encode_prompt, encode_text
+from .reader import Preview, preview, read, stream
 from .rows import (
     CHAT,
     COMPLETION,
@@ -30,9 +31,13 @@ __all__ = [
     "UNPAIRED",
     "Dropped",
     "Encoded",
+    "Preview",
     "RowType",
     "encode_chat",
     "encode_completion",
     "encode_prompt",
     "encode_text",
+    "preview",
+    "read",
+    "stream",
 ]
