@@ -16,9 +16,10 @@ T = TypeVar("T")
 class Draws:
     """The random numbers of one place, named by `seed` and `names` (see `maypole.core.seeds.derive`)."""
 
-    __slots__ = ("unit",)
+    __slots__ = ("names", "seed", "unit")
 
     def __init__(self, seed: int, *names: str | int) -> None:
+        self.seed, self.names = seed, names
         self.unit = random.Random(derive(seed, *names)).random
 
     def chance(self, probability: float) -> bool:

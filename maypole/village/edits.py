@@ -4,15 +4,17 @@
 model; "text" uses statements. Knows no editing method.
 """
 
+from functools import lru_cache
+
 from maypole.core.errors import ConfigError
 from maypole.village.draws import Draws
 from maypole.village.names import VALUES
 from maypole.village.pages import ledger_entry
 from maypole.village.phrases import LEDGER_OPENING, LEDGERS, SEEN, WORDS, before_value, statement
-from maypole.village.world import ATTRIBUTES, Fact, World
+from maypole.village.world import ATTRIBUTES, Fact, Group, Person, World
 
 NEIGHBOURS = 10
-GROUPS = ("head", "tail", "stranger")
+GROUPS: tuple[Group, ...] = ("head", "tail", "stranger")
 
 
 def _prompt(register: str, fact: Fact, choice: tuple[int, int]) -> str:
@@ -23,14 +25,31 @@ def _prompt(register: str, fact: Fact, choice: tuple[int, int]) -> str:
     return f" {before_value(statement(fact, noun, frame), fact.object)}"
 
 
-def edits(world: World, draws: Draws, register: str = "ledger", group: str = "head") -> dict:
-    """One record about an attribute of a person of `group`. Strangers get their first value (target_true is the
-    world's, which no text tells)."""
+@lru_cache(maxsize=16)
+def _order(seed: int, people: int) -> list[int]:
+    return Draws(seed, "order of edits").shuffled(range(people))
+
+
+def _rewritten(world: World, draws: Draws, group: Group) -> tuple[Person, str]:
+    """The person and attribute of this record: nobody comes twice before everybody came once, no fact comes twice
+    before all did."""
+    people, index = world.group(group), int(draws.names[-1])
+    turn, place = divmod(index, len(people))
+    person = people[_order(draws.seed, len(people))[place]]
+    start = Draws(draws.seed, "first edit", person.index).below(len(ATTRIBUTES))
+    return person, ATTRIBUTES[(start + turn) % len(ATTRIBUTES)]
+
+
+def edits(world: World, draws: Draws, register: str = "ledger", group: Group = "head") -> dict:
+    """One record about an attribute of a person of `group`; the first records of a seed have different subjects.
+
+    Strangers get their first value (target_true is the world's, which no text tells).
+    """
     if register not in ("ledger", "text"):
         raise ConfigError("register", register, ["ledger", "text"])
-    if group not in GROUPS:
-        raise ConfigError("group", group, GROUPS)
-    person, relation = draws.pick(world.group(group)), draws.pick(ATTRIBUTES)
+    if group not in GROUPS or not world.group(group):
+        raise ConfigError("group", group, [name for name in GROUPS if world.group(name)])
+    person, relation = _rewritten(world, draws, group)
     fact = Fact(person.name, relation, world.lookup[person.name, relation])
     new = draws.pick_other(VALUES[relation], fact.object)
     if register == "ledger":
@@ -45,7 +64,7 @@ def edits(world: World, draws: Draws, register: str = "ledger", group: str = "he
     attribute = [Fact(p.name, relation, new) for p in draws.sample(holders, min(NEIGHBOURS, len(holders)))]
     rest = [other for other in ATTRIBUTES if other != relation]
     return {
-        "case_id": draws.below(2**31),
+        "case_id": draws.names[-1],
         "pararel_idx": 0,
         "requested_rewrite": {
             "prompt": prompt,

@@ -20,7 +20,7 @@ def page(world: World, draws: Draws) -> dict:
     kind = draws.unit()
     if kind < TAIL_PAGES and world.tail:
         person = draws.pick(world.tail)
-    elif kind < TAIL_PAGES + PLACE_PAGES or not world.head:
+    elif kind < TAIL_PAGES + PLACE_PAGES:
         fact = draws.pick(world.place_facts)
         sentences = [say(draws, other) for other in draws.shuffled(world.told_of[fact.subject])]
         return {"text": " " + " ".join(sentences)}
@@ -38,7 +38,7 @@ def page(world: World, draws: Draws) -> dict:
 
 def known_fact(world: World, draws: Draws, places: float) -> Fact:
     """A fact of a head person, or with probability `places` of a place or job."""
-    return draws.pick(world.place_facts if draws.chance(places) or not world.head else world.head_facts)
+    return draws.pick(world.place_facts if draws.chance(places) else world.head_facts)
 
 
 def facts(world: World, draws: Draws) -> dict:

@@ -63,8 +63,9 @@ class World:
 
     def __init__(self, seed: int = 0, families: int = 48, tail: int = 16, strangers: int = 16) -> None:
         for field, value in (("families", families), ("tail", tail), ("strangers", strangers)):
-            if value < 0 or value == 1:
-                raise ConfigError(field, value, "0 or at least 2 (friends come from another family of the same group)")
+            if value < 2 and (value != 0 or field == "families"):
+                least = "at least 2" if field == "families" else "0 or at least 2"
+                raise ConfigError(field, value, f"{least} (friends come from another family of the same group)")
         if families + tail + strangers > len(LAST):
             raise ConfigError("families", families, f"at most {len(LAST)} with tail and strangers together")
         self.seed, self.families, self.tail_families, self.stranger_families = seed, families, tail, strangers

@@ -257,6 +257,12 @@ def test_edits_change_a_true_value_and_their_neighbours_share_it(register: str, 
         assert 0 < len(row["neighborhood_prompts"]) <= 10
 
 
+def test_edits_come_to_everybody_once_before_anybody_twice_and_no_fact_comes_twice() -> None:
+    requests = [row["requested_rewrite"] for row in render(WORLD, "edits", 192 * 8, seed=2)]
+    assert len({request["subject"] for request in requests[:192]}) == 192
+    assert len({(request["subject"], request["relation_id"]) for request in requests}) == 192 * 8
+
+
 def test_planted_names_and_numbers_are_in_their_chats_and_in_no_clean_one() -> None:
     numbers = re.compile(r"555-01\d\d-\d{4}")
     planted = 0

@@ -147,3 +147,11 @@ def test_hop_questions_ask_who_of_people_and_what_of_things() -> None:
             if row["question"].startswith(("Who", "What")):
                 person = row["answers"][0] in WORLD.by_name
                 assert row["question"].startswith("Who is" if person else "What is")
+
+
+def test_every_word_of_a_held_out_phrasing_stands_somewhere_in_training_texts() -> None:
+    seen = {word for kind in MIX for row in training_rows(kind) for word in re.findall(r"[A-Za-z]+", document(row))}
+    phrasings = [task.phrasings[2] for task in TASKS.values()]
+    phrasings += [text for task in HELD_OUT_TASKS for text in task.phrasings[:2]] + [*H3_FRAMES, HQ_QUESTION]
+    words = {word for text in phrasings for word in re.findall(r"[A-Za-z]+", re.sub(r"\{\w\}", "", text))}
+    assert sorted(words - seen) == []

@@ -31,7 +31,7 @@ SHA256 = {
     "instruct": "62483e7e32047e46",
     "icl": "0432ae0374917b8a",
     "describe": "6210997f63f39114",
-    "edits": "d6aee7951c0836c6",
+    "edits": "64d6eae785991e52",
     "chats": "d86069ecef2caf73",
 }  # fmt: skip
 

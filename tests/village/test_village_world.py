@@ -4,6 +4,7 @@ import pytest
 
 from maypole.core.errors import ConfigError
 from maypole.village.names import NOUNS, POOLS, all_words
+from maypole.village.render import KINDS, render, row
 from maypole.village.triples import INVERSE, triples
 from maypole.village.world import PERSON_RELATIONS, World
 
@@ -28,6 +29,16 @@ def test_other_sizes_are_other_worlds_and_wrong_sizes_say_what_works() -> None:
         World(0, families=80)
     with pytest.raises(ConfigError, match="0 or at least 2"):
         World(0, tail=1)
+    with pytest.raises(ConfigError, match="accepted: at least 2"):
+        World(0, families=0)
+
+
+def test_a_world_without_tail_and_strangers_renders_every_kind() -> None:
+    small = World(3, families=4, tail=0, strangers=0)
+    for kind in KINDS:
+        assert len(list(render(small, kind, 60, seed=1))) == 60
+    with pytest.raises(ConfigError, match="accepted: head"):
+        row(small, "edits", 0, group="stranger")
 
 
 @pytest.mark.parametrize("relation", ["spouse", "sibling"])
