@@ -23,6 +23,7 @@ class TrainConfig:
     num_train_epochs: float = setting(1.0, help="passes over the rows")
     max_steps: int = setting(-1, help="optimiser steps, instead of epochs")
     examples_per_step: int = setting(32, help="rows in one optimiser step")
+    shuffle: bool = setting(True, help="draw the order of the rows anew in every pass; else as they stand")
     max_length: int | None = setting(None, help="longest row in tokens; default: what the model has positions for")
     lr_scheduler_type: str = setting("linear", help=", ".join(SCHEDULES))
     lr_scheduler_kwargs: dict[str, Any] = setting(factory=dict, help="further settings of the schedule")

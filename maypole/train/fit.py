@@ -105,6 +105,7 @@ def _train(
     source = Source(
         rows, objective, lm, max_length=length, examples_per_step=config.examples_per_step,
         epochs=config.num_train_epochs, max_steps=config.max_steps, seed=seed, folder=artifact.path,
+        shuffle=config.shuffle,
     )  # fmt: skip
     plan = artifact.plan(lambda: decisions(lm, source, config))
     if decide(plan["precision"], lm.device) != plan["precision"]:

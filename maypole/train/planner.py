@@ -13,13 +13,17 @@ from maypole.core.seeds import derive
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Rows of one round in shuffled passes, `examples_per_step` a step; the last step of the last pass may be short."""
+    """Rows of one round in passes, each shuffled anew unless told otherwise.
+
+    `examples_per_step` make a step; the last step of the last pass may be short.
+    """
 
     rows: int
     examples_per_step: int
     epochs: float
     seed: int
     round: int = 0
+    shuffle: bool = True
 
     @property
     def examples(self) -> int:
@@ -44,6 +48,8 @@ class Order:
         return np.concatenate(taken)
 
     def _pass(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.rows)
         return np.random.default_rng(derive(self.seed, "order", self.round, epoch)).permutation(self.rows)
 
 

@@ -51,9 +51,11 @@ class Source:
         max_steps: int,
         seed: int,
         folder: Path,
+        shuffle: bool = True,
     ) -> None:
         self._given, self._objective, self._lm, self._max_length = rows, objective, lm, max_length
         self.examples_per_step, self._epochs, self._seed, self._folder = examples_per_step, epochs, seed, folder
+        self._shuffle = shuffle
         self.rounds = 1 if isinstance(rows, Dataset) else rows.count
         self.tokens_per_batch = 0  # set once memory is known
         self.before_round: Callable[[int], None] = lambda round: None
@@ -92,7 +94,7 @@ class Source:
             raise UserError("no row is left to train on", f"{len(rows)} rows", reasons or "give at least one row")
         if store.dropped:
             log.info("rows left out: %s", store.dropped)
-        order = Order(len(store), self.examples_per_step, self._epochs, self._seed, number)
+        order = Order(len(store), self.examples_per_step, self._epochs, self._seed, number, self._shuffle)
         self._current = (number, rows, store, order)
         return order
 
