@@ -24,7 +24,7 @@ REPORT_BYTES = 3_000_000
 PLOT_BYTES = 60_000
 TEXT_SHOWN = 1_200
 """Characters of an example that stand open; the rest is folded."""
-TEXT_FOLDED = (8_000, 1_500, 0)
+TEXT_FOLDED = (3_000, 0)
 """Characters in a fold: the first that keeps the report under its size."""
 ROWS_SHOWN = 200
 LOG_LINES = 20
@@ -119,7 +119,7 @@ def _resource(name: str) -> str:
 
 def _look(stage: Stage) -> dict[str, str]:
     key, word = LOOKS[stage.state]
-    return {"glyph": theme.STATES[key].glyph, "word": word, "kind": key}
+    return {"glyph": "∅" if stage.state == "empty" else theme.STATES[key].glyph, "word": word, "kind": key}
 
 
 def _picture(plot: Plot, prefix: str) -> Markup:

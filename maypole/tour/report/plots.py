@@ -68,8 +68,10 @@ def accuracy_by_skill(skills: Sequence[str], before: Sequence[float], after: Map
             at = rows + (len(after) - 1) * step / 2 - k * step
             for y, i in zip(at, drawn):
                 axes.plot([before[i], values[i]], [y, y], color=theme.LIGHT[look.color], linewidth=1.5)
+            # A larger ring beneath the dot: both are seen where nothing changed.
+            ring: dict[str, Any] = _marks(theme.BEFORE, "before" if not k else None) | {"markersize": 8}
+            axes.plot([before[i] for i in drawn], at, **ring)
             axes.plot([values[i] for i in drawn], at, **_marks(look, label(name) if several else "after"))
-            axes.plot([before[i] for i in drawn], at, **_marks(theme.BEFORE, "before" if not k else None))
         axes.set(xlabel="accuracy (share)", xlim=(-0.03, 1.03), ylim=(-0.6, len(drawn) - 0.4))
         axes.set_yticks(rows, names_within([skills[i] for i in drawn]))
         axes.tick_params(axis="y", length=0)
@@ -143,7 +145,7 @@ def change_per_measure(measures: Sequence[Changes]) -> Plot:
 def scatter(
     title: str, finding: str, groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str
 ) -> Plot:
-    """Points of up to four groups (name -> xs, ys); above 2,000 marks in all they become one PNG layer."""
+    """Points of up to four groups (name -> xs, ys); above 600 marks in all they become one PNG layer."""
     if not groups or len(groups) > len(theme.SERIES):
         raise ValueError(f"{len(groups)} groups of points: 1 to {len(theme.SERIES)} can be told apart")
     count = sum(len(xs) for xs, _ in groups.values())
