@@ -5,7 +5,7 @@ Knows nothing about packing, heads, optimisers or files.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from datasets import Dataset
@@ -84,18 +84,12 @@ class Objective(Protocol):
     `columns` are the row columns that `__call__` wants to see.
     """
 
-    @property
-    def rows(self) -> RowType: ...
-    @property
-    def needs(self) -> frozenset[Need]: ...
-    @property
-    def unit(self) -> Literal["tokens", "rows"]: ...
-    @property
-    def linear(self) -> bool: ...
-    @property
-    def overlong(self) -> Literal["split", "cut"]: ...
-    @property
-    def columns(self) -> tuple[str, ...]: ...
+    rows: ClassVar[RowType]
+    needs: ClassVar[frozenset[Need]]
+    unit: ClassVar[Literal["tokens", "rows"]]
+    linear: ClassVar[bool]
+    overlong: ClassVar[Literal["split", "cut"]]
+    columns: ClassVar[tuple[str, ...]]
 
     def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
         """The tokens of one row, or why it is left out; reasons are counted."""
