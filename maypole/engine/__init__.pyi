@@ -1,0 +1,23 @@
+from .engine import Engine as Engine
+from .request import NO_ADAPTER as NO_ADAPTER
+from .request import Chunk as Chunk
+from .request import Output as Output
+from .request import Request as Request
+from .request import Sampling as Sampling
+from .request import Scored as Scored
+from .request import ScoreRequest as ScoreRequest
+from .request import Usage as Usage
+from .settings import EngineConfig as EngineConfig
+
+__all__ = [
+    "NO_ADAPTER",
+    "Chunk",
+    "Engine",
+    "EngineConfig",
+    "Output",
+    "Request",
+    "Sampling",
+    "ScoreRequest",
+    "Scored",
+    "Usage",
+]

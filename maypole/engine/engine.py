@@ -1,0 +1,378 @@
+"""All inference: generate, stream, score, embed, classify over one model and its adapters, exact and thread-safe.
+
+Whoever waits for a result steps the shared queue under one lock, so calls from many threads run in one batch; streams
+are stepped by a worker thread that lives while there is work. Knows nothing about training or methods.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from maypole.core.errors import UnsupportedCapability, UserError
+from maypole.engine import embedding, inputs, scoring, updating
+from maypole.engine.adapters import Adapter
+from maypole.engine.detokenizer import Detokenizer
+from maypole.engine.prefix_tree import Ids
+from maypole.engine.request import (
+    NO_ADAPTER,
+    Chunk,
+    Output,
+    Request,
+    Scored,
+    ScoreRequest,
+    is_ids,
+)
+from maypole.engine.runner import Runner
+from maypole.engine.scheduler import Scheduler
+from maypole.engine.sequence import Sequence as Running
+from maypole.engine.sequence import cancel, result
+from maypole.engine.settings import EngineConfig
+from maypole.engine.worker import Worker, call_in
+from maypole.models.language_model import LanguageModel
+from maypole.models.loading import load
+
+
+class Engine:
+    """Inference over `lm`, whose module is never changed: its Parameters are shared, its adapters copied.
+
+    Requests with ``adapter=None`` run the view that `lm` is: its active adapter, or none.
+
+    >>> engine = Engine.load("path-or-id")
+    >>> engine.generate([Request("Once", Sampling(max_tokens=8, temperature=0))])[0].text
+    """
+
+    def __init__(self, lm: LanguageModel, config: EngineConfig | None = None) -> None:
+        self.config = config or EngineConfig()
+        self._lock = threading.RLock()
+        self._worker = Worker(self._lock, lambda: self._generator().busy, self._step)
+        self._scheduler: Scheduler | None = None
+        self._versions: dict[str | None, int] = {None: 0}
+        self._adapters: dict[str, Adapter] = {}
+        self._updates = 0
+        self._take(lm)
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str | Path,
+        *,
+        config: EngineConfig | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
+        **options: Any,
+    ) -> "Engine":
+        """An engine with weights of its own. `options` are those of `models.load`, `adapters` are name -> directory."""
+        engine = cls(load(model_name_or_path, **options), config)
+        for name, directory in (adapters or {}).items():
+            engine.update(directory, name)
+        return engine
+
+    @classmethod
+    def connect(cls, url: str) -> "Engine":
+        """An engine behind an OpenAI-compatible URL; UnsupportedCapability: there is no such backend here."""
+        raise UnsupportedCapability("remote engines are not available", url, "Engine.load of a local model")
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this engine can do: generate, stream, score, embed, classify, adapters."""
+        runner = self._runner
+        able = {"embed"}
+        if runner.head is not None and runner.packed:
+            able |= {"generate", "stream", "score"}
+        if hasattr(runner.module, "score") or hasattr(runner.module, "classifier"):
+            able |= {"classify"}
+        return frozenset(able | ({"adapters"} if runner.packed else set()))
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.lm.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that prompt and completion may have together."""
+        return self.lm.max_length
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names that `Request.adapter` may have."""
+        return tuple(self._adapters)
+
+    @property
+    def version(self) -> int:
+        """How many updates there were."""
+        return self._updates
+
+    def stats(self) -> dict[str, int]:
+        """Sequences waiting and running, tokens in the cache, bytes allocated for it."""
+        scheduler = self._scheduler
+        running = [] if scheduler is None else scheduler.running
+        waiting = 0 if scheduler is None else len(scheduler.waiting) + len(scheduler.inbox)
+        return {
+            "running": len(running),
+            "waiting": waiting,
+            "kv_tokens": sum(s.held for s in running),
+            "kv_bytes": 0 if scheduler is None else scheduler.slots.bytes,
+        }
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        """Completions in the order of the requests; one with n > 1 gives its n outputs one after the other.
+
+        Every request is checked before anything runs.
+        """
+        sequences = self._sequences(requests)
+        scheduler = self._generator()
+        scheduler.submit(sequences)
+        try:
+            while not all(s.done for s in sequences):
+                with self._lock:
+                    if not all(s.done for s in sequences):
+                        self._step()
+        finally:
+            self._abandon(sequences)
+        return [result(s) for s in sequences]
+
+    async def agenerate(self, requests: Sequence[Request]) -> list[Output]:
+        """`generate` that leaves the event loop free; cancelling it ends its sequences."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        sequences = self._sequences(requests, lambda s, chunk: call_in(loop, ended.set) if s.done else None)
+        try:
+            self._start(sequences)
+            while not all(s.done for s in sequences):
+                ended.clear()
+                if not all(s.done for s in sequences):
+                    await ended.wait()
+        finally:
+            cancel(sequences)
+        return [result(s) for s in sequences]
+
+    async def stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Chunks as they are certain; leaving the iteration early ends the request and frees its rows."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[tuple[Running, Chunk]] = asyncio.Queue()
+        sequences = self._sequences([request], lambda s, chunk: call_in(loop, queue.put_nowait, (s, chunk)))
+        open_ = len(sequences)
+        try:
+            self._start(sequences)
+            while open_:
+                sequence, chunk = await queue.get()
+                if sequence.error is not None:
+                    raise sequence.error
+                open_ -= chunk.output is not None
+                if chunk.text or chunk.token_ids or chunk.output is not None:
+                    yield chunk
+        finally:
+            cancel(sequences)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[list[Scored]]:
+        """log p of each continuation, per request and in order; what prompts share is computed once."""
+        self._need("score")
+        items: list[scoring.Scoring] = []
+        counts: list[int] = []
+        for i, request in enumerate(requests):
+            adapter = self._adapter(request.adapter, i)
+            found = inputs.scored(request, self.tokenizer, self.max_length, self._runner.vocabulary, i)
+            counts.append(len(found))
+            items += [scoring.Scoring(ids, start, adapter) for ids, start in found]
+        scored = iter(scoring.score(items, self._runner, self._bounds.max_batch_tokens, self._locked))
+        return [[next(scored) for _ in range(count)] for count in counts]
+
+    def embed(
+        self,
+        texts: Sequence[str | Sequence[int]],
+        *,
+        pooling: embedding.Pooling = "last",
+        layer: int = -1,
+        normalize: bool = True,
+        adapter: str | None = None,
+        truncate: bool = False,
+    ) -> np.ndarray:
+        """(n, d) vectors in fp32, of unit length if `normalize`.
+
+        `pooling` takes the last token, the mean over tokens or the first ("cls"); `layer` counts as transformers'
+        hidden_states do. What does not fit is an error, or cut on the right with `truncate`.
+        """
+        if pooling not in ("last", "mean", "cls"):
+            raise UserError(f"no pooling {pooling!r}", "pooling", "last, mean or cls")
+        ids = [self._text(text, i, truncate) for i, text in enumerate(texts)]
+        return embedding.embed(
+            ids,
+            self._runner,
+            self._adapter(adapter, 0),
+            pooling=pooling,
+            layer=layer,
+            normalize=normalize,
+            max_batch_tokens=self._bounds.max_batch_tokens,
+            each=self._locked,
+        )
+
+    def classify(self, requests: Sequence[Request]) -> np.ndarray:
+        """(n, num_labels) scores of a sequence classifier (``load(..., task="score")``) in fp32."""
+        self._need("classify")
+        ids = [inputs.encode(r, self.tokenizer, i, self._runner.vocabulary) for i, r in enumerate(requests)]
+        for i, prompt in enumerate(ids):
+            inputs.check_length(len(prompt), self.max_length, i)
+        adapters = [self._adapter(r.adapter, i) for i, r in enumerate(requests)]
+        return embedding.classify(ids, adapters, self._runner, self._bounds.max_batch_tokens, self._locked)
+
+    def update(self, source: Any, adapter: str | None = None, *, mode: Literal["finish", "abort"] = "finish") -> int:
+        """Take new weights and return their version.
+
+        `source` is a LanguageModel, a PEFT or transformers model, a state dict or a directory. With a name, that
+        adapter is replaced or added, its tensors copied. With None the base is, and the adapters that come with it.
+        Running requests of what changes finish on the old weights first, or end with "update" (mode "abort", and
+        always where their weights have been changed in place).
+        """
+        with self._lock:
+            self._settle(adapter, mode)
+            if adapter is None:
+                self._take(*updating.base_from(source, self.lm))
+            else:
+                known = self._adapters.get(adapter)
+                self._adapters[adapter] = updating.adapter_from(source, adapter, self._runner.module, known)
+                self._runner.lanes.prepare(self._adapters[adapter])
+            self._updates += 1
+            self._versions[adapter] = self._updates
+            return self._updates
+
+    def close(self) -> None:
+        """End everything and free the cache; the engine may be used again."""
+        with self._lock:
+            if self._scheduler is not None:
+                cancel([*self._scheduler.waiting, *self._scheduler.running, *self._scheduler.inbox])
+                self._scheduler.sweep()
+                self._scheduler.slots.free()
+
+    def _take(self, lm: LanguageModel, replaced: dict[str, torch.Tensor] | None = None) -> None:
+        """Make `lm` the base; its adapters replace those of the same name."""
+        runner = Runner(lm.model, replaced)
+        adapters = {**self._adapters, **updating.adapters_of(lm, runner)}
+        for adapter in adapters.values():
+            runner.lanes.prepare(adapter)
+        free = torch.cuda.mem_get_info(runner.device)[0] if runner.device.type == "cuda" else None
+        self.lm, self._runner, self._adapters = lm, runner, adapters
+        self._default = updating.default_adapter(lm)
+        self._seen = lm.base_version if replaced is None else None
+        self._bounds = self.config.resolved(cuda=runner.device.type == "cuda", free_bytes=free)
+        self._ends = inputs.end_tokens(lm)
+        if self._scheduler is not None:  # whoever waits in it is served by the new weights
+            self._scheduler.runner, self._scheduler.bounds = runner, self._bounds
+            self._scheduler.slots = runner.cache(self.config.kv_dtype, self._bounds.kv_bytes)
+
+    def _generator(self) -> Scheduler:
+        """The scheduler, made when first needed."""
+        if self._scheduler is not None:
+            return self._scheduler
+        with self._lock:
+            if self._scheduler is None:
+                slots = self._runner.cache(self.config.kv_dtype, self._bounds.kv_bytes)
+                self._scheduler = Scheduler(self._runner, slots, self._bounds, self._bind)
+            return self._scheduler
+
+    def _sequences(
+        self, requests: Sequence[Request], listener: Callable[[Running, Chunk], None] | None = None
+    ) -> list[Running]:
+        self._need("generate")
+        scheduler = self._generator()
+        made: list[Running] = []
+        for i, request in enumerate(requests):
+            sampling = request.sampling
+            inputs.check_sampling(sampling, self._runner.vocabulary, i)
+            self._adapter(request.adapter, i)
+            prompt = inputs.encode(request, self.tokenizer, i, self._runner.vocabulary)
+            inputs.check_length(len(prompt) + (sampling.max_tokens > 0), self.max_length, i)
+            limit = min(sampling.max_tokens, self.max_length - len(prompt))
+            target = self._default if request.adapter is None else request.adapter or None
+            for index in range(sampling.n):
+                text = Detokenizer(self.tokenizer, tuple(sampling.stop), sampling.skip_special_tokens)
+                sequence = Running(request, index, prompt, limit, target, self._ends, text, listener)
+                scheduler.check_fits(len(prompt), sequence.room)
+                made.append(sequence)
+        return made
+
+    def _bind(self, target: str | None) -> tuple[Adapter | None, int]:
+        if target is None:
+            return None, self._versions[None]
+        return self._adapters[target], max(self._versions[None], self._versions.get(target, 0))
+
+    def _adapter(self, name: str | None, index: int) -> Adapter | None:
+        name = self._default if name is None else name
+        if name is None or name == NO_ADAPTER:
+            return None
+        if name not in self._adapters:
+            known = ", ".join(self._adapters) or "none is loaded"
+            raise UserError(f"no adapter {name!r}", f"request {index}", f"adapters: {known}")
+        return self._adapters[name]
+
+    def _text(self, text: str | Sequence[int], index: int, truncate: bool) -> Ids:
+        if self._runner.packed or is_ids(text):
+            ids = inputs.encode(Request(text), self.tokenizer, index, self._runner.vocabulary)
+        else:  # an encoder's own special tokens stand at both ends
+            ids = np.asarray(self.tokenizer(text, truncation=truncate, max_length=self.max_length)["input_ids"])
+        if truncate:
+            return ids[: self.max_length]
+        inputs.check_length(len(ids), self.max_length, index)
+        return ids
+
+    def _need(self, capability: str) -> None:
+        if capability not in self.capabilities:
+            family = self._runner.module.config.model_type
+            raise UnsupportedCapability(f"{family!r} loaded this way cannot {capability}", self.lm.name)
+
+    def _check_base(self) -> None:
+        if self._seen is not None and self.lm.base_version != self._seen:
+            raise UserError(
+                "the base weights changed since this engine took them", self.lm.name, "engine.update(lm) first"
+            )
+
+    def _locked(self, run: Callable[[], None]) -> None:
+        with self._lock:
+            self._check_base()
+            run()
+
+    def _step(self) -> None:
+        """One step of the queue; an error is given to every sequence in it. The lock is held."""
+        scheduler = self._generator()
+        try:
+            self._check_base()
+            scheduler.step()
+        except BaseException as error:
+            scheduler.fail(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _start(self, sequences: list[Running]) -> None:
+        scheduler = self._generator()
+        self._worker.submit(lambda: scheduler.submit(sequences))
+
+    def _abandon(self, sequences: list[Running]) -> None:
+        """Let go of what an interrupted call left behind."""
+        if not all(s.done for s in sequences):
+            cancel(sequences)
+            with self._lock:
+                self._generator().sweep()
+
+    def _settle(self, adapter: str | None, mode: str) -> None:
+        """No running sequence depends on what is about to change. The lock is held."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return
+        scheduler.sweep()
+
+        def concerned() -> list[Running]:
+            return [s for s in scheduler.running if adapter is None or s.target == adapter]
+
+        moved = self._seen is not None and self.lm.base_version != self._seen
+        if mode == "abort" or (moved and adapter is None):
+            for sequence in concerned():
+                sequence.ended = "update"
+            scheduler.sweep()
+        if adapter is None:
+            scheduler.admitting = False
+            while scheduler.running:
+                self._step()
+            scheduler.admitting = True

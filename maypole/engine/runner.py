@@ -1,0 +1,159 @@
+"""The tensors of an engine: a private module, its head, the cache, and the packed forwards over them.
+
+Decides nothing about order; knows sequences only as token ids, rows and adapters.
+"""
+
+import threading
+import weakref
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from maypole.engine.adapters import Adapter, Lanes
+from maypole.engine.kv_slots import KVSlots
+from maypole.engine.plans import DecodePlan, ShapeProbe, Store, TreePlan, tree_plan
+from maypole.engine.prefix_tree import Ids, PrefixTree, prefix_tree
+from maypole.engine.private_copy import private_copy
+from maypole.models.attention import attention_plan, causal_lm, check_supported, configs, use_packed
+from maypole.models.block_views import base_model
+from maypole.models.forward import self_test
+from maypole.models.head import CHUNK, head_of
+
+_TESTED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+"""Owners' modules whose architecture passed the self-test; it costs two short forwards."""
+_TESTING = threading.Lock()
+
+
+class Runner:
+    """Forwards of one set of base weights, borrowed or replaced."""
+
+    def __init__(self, model: nn.Module, replaced: dict[str, torch.Tensor] | None = None) -> None:
+        self.module: Any = private_copy(model, replaced)
+        self.lanes = Lanes(self.module)
+        self.head = head_of(self.module) if self.module.get_output_embeddings() is not None else None
+        # A `score` head sits on decoders only; what has neither is an encoder, bidirectional and padded.
+        self.packed = self.head is not None or hasattr(self.module, "score")
+        if self.packed:
+            self._pack(causal_lm(model))
+        self.base: Any = base_model(self.module)
+        parameter = next(self.module.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.vocabulary = int(self.module.get_input_embeddings().weight.shape[0])
+
+    def _pack(self, owner: nn.Module) -> None:
+        check_supported(self.module)
+        with _TESTING:
+            if self.head is not None and owner not in _TESTED:
+                self_test(self.module)
+                _TESTED.add(owner)
+        plain = "sdpa" if getattr(self.module, "_supports_sdpa", False) else "eager"
+        for config in configs(self.module):
+            use_packed(config, plain, strict=True)
+
+    @torch.no_grad()
+    def cache(self, dtype: str, max_bytes: int) -> KVSlots:
+        """An empty cache shaped by a one-token forward of the model."""
+        probe = ShapeProbe()
+        token = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.forward(token, token, probe)
+        if dtype == "auto":
+            kept = torch.float32 if self.device.type == "cpu" and self.dtype.itemsize < 4 else self.dtype
+        else:
+            kept = getattr(torch, dtype)
+        return KVSlots(probe.shapes, kept, self.device, max_bytes)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        plan: Any,
+        segments: Sequence[tuple[Adapter, torch.Tensor | None]] = (),
+        layer: int = -1,
+    ) -> torch.Tensor:
+        """ids, positions: (T,) -> hidden states (T, d) after the final norm, or those of another `layer`.
+
+        `layer` counts as transformers' `hidden_states`: 0 the embeddings, -1 the last.
+        """
+        options = {} if layer == -1 else {"output_hidden_states": True}
+        self.lanes.segments = segments
+        try:
+            with attention_plan(plan):
+                out = self.base(input_ids=ids[None], position_ids=positions[None], use_cache=False, **options)
+        finally:
+            self.lanes.segments = ()
+        return out.last_hidden_state[0] if layer == -1 else out.hidden_states[layer][0]
+
+    def tree(
+        self,
+        sequences: Sequence[Ids],
+        adapters: Sequence[Adapter | None],
+        salts: Sequence[Hashable] | None = None,
+        layer: int = -1,
+        store: tuple[KVSlots, Sequence[int]] | None = None,
+    ) -> tuple[torch.Tensor, PrefixTree]:
+        """Hidden states (T, d) of the prefix tree of `sequences`, shared where adapter and salt are equal.
+
+        With `store` = (cache, row of each sequence) keys and values are kept.
+        """
+        keys = [(id(a), s) for a, s in zip(adapters, salts or [None] * len(sequences))]
+        tree = prefix_tree(sequences, keys)
+        plan: TreePlan = tree_plan(tree, self.device)
+        if store is not None:
+            plan.store = self._store(store[0], tree, store[1])
+        ids = torch.from_numpy(tree.tokens).to(self.device)
+        return self.forward(ids, plan.positions, plan, self._segments(tree, adapters), layer), tree
+
+    def decode(
+        self, slots: KVSlots, ids: Sequence[int], lengths: Sequence[int], adapters: Sequence[Adapter | None]
+    ) -> torch.Tensor:
+        """Hidden states (B, d) of one more token per row; `lengths` counts what each row of the cache holds."""
+        held = torch.tensor(lengths, device=self.device)
+        tokens = torch.tensor(ids, device=self.device)
+        plan = DecodePlan(slots, held, max(lengths))
+        return self.forward(tokens, held, plan, self._row_segments(adapters))
+
+    def logits(self, hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Chunks (rows, logits (rows, vocabulary) in fp32 or better) of hidden states (N, d)."""
+        assert self.head is not None
+        with torch.no_grad():
+            for a in range(0, hidden.shape[0], CHUNK):
+                rows = slice(a, min(a + CHUNK, hidden.shape[0]))
+                yield rows, self.head.logits(hidden[rows])
+
+    def _store(self, slots: KVSlots, tree: PrefixTree, rows: Sequence[int]) -> Store:
+        lengths = [len(p) for p in tree.paths]
+        source = np.concatenate(tree.paths)
+        position = np.concatenate([np.arange(n) for n in lengths])
+        row = np.repeat(np.array(rows), lengths)
+        return Store(slots, *(torch.from_numpy(x).to(self.device) for x in (source, row, position)))
+
+    def _segments(
+        self, tree: PrefixTree, adapters: Sequence[Adapter | None]
+    ) -> list[tuple[Adapter, torch.Tensor | None]]:
+        present = {id(a): a for a in adapters}
+        if set(present.values()) == {None}:
+            return []
+        if len(present) == 1:
+            return [(a, None) for a in present.values() if a is not None]
+        owner = np.empty(len(tree.tokens), dtype=np.int64)
+        for path, start, adapter in zip(tree.paths, tree.starts, adapters):
+            owner[path[start:]] = id(adapter)
+        return [
+            (a, torch.from_numpy(np.flatnonzero(owner == key)).to(self.device))
+            for key, a in present.items()
+            if a is not None
+        ]
+
+    def _row_segments(self, adapters: Sequence[Adapter | None]) -> list[tuple[Adapter, torch.Tensor | None]]:
+        present = {id(a): a for a in adapters}
+        if len(present) == 1:
+            return [(a, None) for a in present.values() if a is not None]
+        return [
+            (a, torch.tensor([i for i, other in enumerate(adapters) if other is a], device=self.device))
+            for a in present.values()
+            if a is not None
+        ]

@@ -1,0 +1,100 @@
+"""Log-probs of given continuations: prompts and what they share computed once, the head on scored positions only.
+
+Nothing is sampled. Knows nothing about threads.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from maypole.engine.adapters import Adapter
+from maypole.engine.prefix_tree import Ids, lexicographic, shared_length
+from maypole.engine.request import Scored
+from maypole.engine.runner import Runner
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """One sequence whose tokens from `start` on are scored; `start` is at least 1."""
+
+    ids: Ids
+    start: int
+    adapter: Adapter | None
+
+    @property
+    def inputs(self) -> Ids:
+        """The last token is predicted, never read."""
+        return self.ids[:-1]
+
+
+def score(
+    items: Sequence[Scoring], runner: Runner, max_batch_tokens: int, each: Callable[[Callable[[], None]], None]
+) -> list[Scored]:
+    """One Scored per item, in order; `each` runs every batch's forward (under the engine's lock)."""
+    results: list[Scored | None] = [None] * len(items)
+    for i, item in enumerate(items):
+        if item.start >= len(item.ids):
+            results[i] = Scored([], 0.0, True, [])
+    order = [i for i in _neighbours(items) if results[i] is None]
+    for batch in _batches(items, order, max_batch_tokens):
+
+        def run(batch: list[int] = batch) -> None:
+            for i, scored in zip(batch, _score_batch([items[i] for i in batch], runner)):
+                results[i] = scored
+
+        each(run)
+    return [r for r in results if r is not None]
+
+
+def _neighbours(items: Sequence[Scoring]) -> list[int]:
+    return lexicographic([item.ids for item in items], [id(item.adapter) for item in items]) if items else []
+
+
+def _batches(items: Sequence[Scoring], order: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Neighbours together while their distinct tokens stay within `limit`."""
+    batch: list[int] = []
+    tokens = 0
+    for i in order:
+        item = items[i]
+        shared = 0
+        if batch and items[batch[-1]].adapter is item.adapter:
+            shared = shared_length(items[batch[-1]].inputs, item.inputs)
+        new = len(item.inputs) - shared
+        if batch and tokens + new > limit:
+            yield batch
+            batch, tokens, new = [], 0, len(item.inputs)
+        batch.append(i)
+        tokens += new
+    if batch:
+        yield batch
+
+
+def _score_batch(items: Sequence[Scoring], runner: Runner) -> list[Scored]:
+    hidden, tree = runner.tree([item.inputs for item in items], [item.adapter for item in items])
+    slots = np.concatenate([path[item.start - 1 :] for path, item in zip(tree.paths, items)])
+    targets = np.concatenate([item.ids[item.start :] for item in items])
+    # A slot that several continuations follow needs its logits once.
+    needed, place = np.unique(slots, return_inverse=True)
+    by_slot = np.argsort(place, kind="stable")
+    logps, top = np.empty(len(slots), dtype=np.float32), np.empty(len(slots), dtype=bool)
+    chosen = hidden[torch.from_numpy(needed).to(hidden.device)]
+    sorted_place = place[by_slot]
+    for rows, logits in runner.logits(chosen):
+        pairs = by_slot[np.searchsorted(sorted_place, rows.start) : np.searchsorted(sorted_place, rows.stop)]
+        row = torch.from_numpy(place[pairs] - rows.start).to(logits.device)
+        target = torch.from_numpy(targets[pairs]).to(logits.device)
+        values = logits[row, target]
+        norm, best = torch.logsumexp(logits, dim=-1), logits.max(dim=-1).values
+        logps[pairs] = (values - norm[row]).float().cpu().numpy()
+        top[pairs] = (values >= best[row]).cpu().numpy()
+    out: list[Scored] = []
+    at = 0
+    for item in items:
+        n = len(item.ids) - item.start
+        mine = logps[at : at + n]
+        total = float(mine.sum(dtype=np.float64))
+        out.append(Scored(mine.tolist(), total, bool(top[at : at + n].all()), item.ids[item.start :].tolist()))
+        at += n
+    return out

@@ -1,0 +1,140 @@
+"""One completion in the making, from its prompt to its Output. Knows no tensors."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from maypole.engine.adapters import Adapter
+from maypole.engine.detokenizer import Detokenizer
+from maypole.engine.prefix_tree import Ids
+from maypole.engine.request import Chunk, FinishReason, Output, Request, Sampling, Usage
+from maypole.engine.sampling import Draw, Drawn, sample_seed
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Sample `index` of a request.
+
+    `limit` is how many tokens it may generate, `row` its place in the cache while it runs, `target` the adapter's name
+    (None: the base); adapter and version are bound when it starts. `ended` is set by whoever gives it up early.
+    """
+
+    request: Request
+    index: int
+    prompt: Ids
+    limit: int
+    target: str | None
+    ends: frozenset[int]
+    text: Detokenizer
+    listener: Callable[["Sequence", Chunk], None] | None = None
+    arrival: int = 0
+    generated: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top: list[dict[int, float]] = field(default_factory=list)
+    row: int | None = None
+    adapter: Adapter | None = None
+    version: int = 0
+    cached: int = 0
+    ended: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: BaseException | None = None
+    output: Output | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.request.sampling
+
+    @property
+    def done(self) -> bool:
+        return self.output is not None or self.error is not None
+
+    @property
+    def held(self) -> int:
+        """Tokens in the cache: all but the last one sampled."""
+        return len(self.prompt) + max(len(self.generated) - 1, 0)
+
+    @property
+    def room(self) -> int:
+        """Tokens that the cache has to hold at most."""
+        return len(self.prompt) + max(self.limit - 1, 0)
+
+    @property
+    def sharing(self) -> tuple[object, object]:
+        """Prompts share computation only where this is equal."""
+        return self.target, self.request.cache_salt
+
+    @property
+    def next_draw(self) -> Draw:
+        """What the next token depends on besides its logits."""
+        s = self.sampling
+        early = len(self.generated) < s.min_tokens
+        forbidden = (self.ends | set(s.stop_token_ids)) if early else ()
+        seed = sample_seed(s.seed, self.index)
+        return Draw(
+            s, seed, self.prompt.tolist() if s.repetition_penalty != 1.0 else (), self.generated, tuple(forbidden)
+        )
+
+    def append(self, drawn: Drawn) -> None:
+        """Take a sampled token; sets `ended` when it was the last."""
+        s, token = self.sampling, drawn.token
+        self.generated.append(token)
+        self.logprobs.append(drawn.logprob)
+        if drawn.top is not None:
+            self.top.append(drawn.top)
+        at_stop_id = token in s.stop_token_ids
+        if at_stop_id or (token in self.ends and not s.ignore_eos):
+            self.ended, self.stop_reason = "stop", token if at_stop_id else None
+        elif self.follows_text and self.text.push(token) and len(self.generated) > s.min_tokens:
+            self.ended, self.stop_reason = "stop", self.text.stopped_by
+        elif len(self.generated) >= self.limit:
+            self.ended = "length"
+
+    @property
+    def follows_text(self) -> bool:
+        """Whether the text is needed token by token: somebody listens, or a string may end it."""
+        return self.listener is not None or bool(self.sampling.stop)
+
+    def report(self, tokens: int) -> None:
+        """Tell the listener about the last `tokens` tokens, and the whole where this was the end."""
+        if self.ended is not None and self.output is None:
+            self._finish()
+        if self.listener is None:
+            return
+        piece = self.text.finish() if self.output is not None else self.text.take()
+        new = slice(len(self.generated) - tokens, None)
+        self.listener(self, Chunk(piece, self.generated[new], self.logprobs[new], self.index, self.output))
+
+    def _finish(self) -> None:
+        assert self.ended is not None
+        if not self.follows_text:
+            by_token = self.ended == "stop"
+            self.text.ids = self.generated[:-1] if by_token else list(self.generated)
+        emitted = self.text.emitted
+        self.text.finish()
+        self.text.emitted = emitted
+        self.output = Output(
+            text=self.text.text,
+            token_ids=self.generated,
+            logprobs=self.logprobs,
+            finish_reason=self.ended,
+            usage=Usage(len(self.prompt), len(self.generated), self.cached),
+            version=self.version,
+            request=self.request,
+            index=self.index,
+            top_logprobs=self.top if self.sampling.logprobs is not None else None,
+            stop_reason=self.stop_reason or self.text.stopped_by,
+        )
+
+
+def cancel(sequences: Iterable[Sequence]) -> None:
+    """End what still runs; the next step frees its row."""
+    for sequence in sequences:
+        if not sequence.done and sequence.ended is None:
+            sequence.ended = "cancelled"
+
+
+def result(sequence: Sequence) -> Output:
+    """The output of a sequence that is done, or its error raised."""
+    if sequence.error is not None:
+        raise sequence.error
+    assert sequence.output is not None
+    return sequence.output
