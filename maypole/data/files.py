@@ -93,3 +93,12 @@ def decoded(data: bytes, file: str, *, row: int | None = None, offset: int = 0) 
             what = f"not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start}"
         expected = "UTF-8 text; convert it with: iconv -t UTF-8"
         raise DataError(what, file=file, row=row, expected=expected) from error
+
+
+def check_utf8(path: Path, shown: str) -> None:
+    """Raise DataError naming the line and the first byte of `path` that is not UTF-8."""
+    with opened(path, shown) as file:
+        offset = 0
+        for number, line in enumerate(file, start=1):
+            decoded(line, shown, row=number, offset=offset)
+            offset += len(line)

@@ -103,10 +103,17 @@ def _contradiction(block: Block, name: str, before: pa.DataType, here: pa.DataTy
 
 
 def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with exactly the columns and types of `schema`, which `grown` has made wide enough for it."""
+    """`table` with exactly the columns and types of `schema`, which `grown` has made wide enough for it.
+
+    Raises DataError where a column holds fractions beside integers that no float can hold.
+    """
     present = set(table.column_names)
-    columns = [
-        table.column(field.name).cast(field.type) if field.name in present else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
+    columns = []
+    for field in schema:
+        try:
+            column = table.column(field.name).cast(field.type) if field.name in present else None
+        except pa.ArrowInvalid as error:
+            what = f"the column holds fractions and integers too large to stand beside them: {error}"
+            raise DataError(what, field=field.name, expected="write the large integers as strings") from error
+        columns.append(pa.nulls(len(table), field.type) if column is None else column)
     return pa.table(columns, schema=schema)

@@ -66,7 +66,8 @@ def many(sources: "Source | Sequence[Source]") -> "list[Source]":
 def _file(path: Path, name: str) -> Opened:
     kind = files.suffix(path)
     if not kind:
-        what = f"files ending in {path.suffix!r} cannot be read" if path.suffix else "the file has no suffix"
+        ending = "".join(path.suffixes)
+        what = f"files ending in {ending!r} cannot be read" if ending else "the file has no suffix"
         raise DataError(what, file=name, expected=f"a file ending in {files.ACCEPTED}")
     content = _identity(path, name)
     if kind in files.TEXT:  # its name becomes a column

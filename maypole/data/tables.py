@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from maypole.core.errors import DataError
 from maypole.data.blocks import ROWS_PER_BLOCK, Block
-from maypole.data.files import opened
+from maypole.data.files import check_utf8, opened
 from maypole.data.schema import plain_table
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def csv(path: Path, shown: str) -> Iterator[Block]:
                     yield Block(shown, range(done + 1, done + 1 + len(part)), pa.table(part), textual=True)
                     done += len(part)
         except pa.ArrowInvalid as error:
-            raise _csv_error(error, shown) from error
+            raise _csv_error(error, path, shown) from error
 
 
 def _header(start: bytes, tabs: bool, shown: str) -> list[str]:
@@ -81,7 +81,7 @@ def _header(start: bytes, tabs: bool, shown: str) -> list[str]:
     return first.column_names
 
 
-def _csv_error(error: Exception, shown: str) -> DataError:
+def _csv_error(error: Exception, path: Path, shown: str) -> DataError:
     text = _first_line(error)
     found = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", text)
     if found:
@@ -93,7 +93,7 @@ def _csv_error(error: Exception, shown: str) -> DataError:
             expected='a comma or line break inside a field needs "..." around the field',
         )
     if "invalid UTF8" in text:
-        return DataError("not UTF-8", file=shown, expected="UTF-8 text; convert it with: iconv -t UTF-8")
+        check_utf8(path, shown)
     return DataError(f"no readable CSV: {text}", file=shown, expected="a header line and one row per record")
 
 
