@@ -66,22 +66,18 @@ def encode_completion(
     """Ids of prompt + completion with the loss on the completion.
 
     Strings are joined as they are and EOS is appended once. If either is a list of messages the template is used: a
-    string prompt becomes a user turn, a string completion an assistant turn, and the row ends as the template ends an
-    assistant turn. What exceeds `max_length` is cut on the right.
+    string prompt becomes a user turn, a string completion an assistant turn, the loss falls on the assistant turns of
+    the completion, and the row ends as the template ends an assistant turn. What exceeds `max_length` is cut on the
+    right.
     """
     if _is_empty(completion):
         return Dropped(EMPTY_COMPLETION)
-    before = encode_prompt(prompt if isinstance(completion, str) else _as_messages(prompt, "user"), tokenizer)
     if isinstance(prompt, str) and isinstance(completion, str):
-        ids = _end(_tokens(prompt + completion, tokenizer), tokenizer)
-        end = len(ids)
-    else:
-        messages = [*_as_messages(prompt, "user"), *_as_messages(completion, "assistant")]
-        ids = _tokens_of_rendered(render(messages, tokenizer), tokenizer)
-        end = _without_trailing_space(ids, len(ids), tokenizer)
-    start = _common_prefix(before, ids)
-    weights = [float(start <= i < end) for i in range(len(ids))]
-    return _cut(ids, weights, max_length)
+        before, ids = encode_prompt(prompt, tokenizer), _end(_tokens(prompt + completion, tokenizer), tokenizer)
+        start = _common_prefix(before, ids)
+        return _cut(ids, [float(i >= start) for i in range(len(ids))], max_length)
+    context, answer = _as_messages(prompt, "user"), _as_messages(completion, "assistant")
+    return _encode_turns([*context, *answer], len(context), tokenizer, max_length)
 
 
 def encode_chat(
@@ -93,13 +89,23 @@ def encode_chat(
     and the end of each assistant turn instead; one that rewrites earlier turns (so that these are no prefixes of the
     whole) is an error, because no training row could then look like what the model sees when it answers.
     """
-    turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+    return _encode_turns(messages, 0, tokenizer, max_length)
+
+
+def _encode_turns(
+    messages: Sequence[Message], first: int, tokenizer: "PreTrainedTokenizerBase", max_length: int | None
+) -> Encoded | Dropped:
+    """The whole conversation, with the loss on the assistant's turns from message `first` on."""
+    turns = [i for i in range(first, len(messages)) if messages[i].get("role") == "assistant"]
     if not turns:
         return Dropped(NO_ASSISTANT)
     if all(_is_empty([messages[i]]) for i in turns):
         return Dropped(EMPTY_COMPLETION)
     if _GENERATION_MARK.search(_template(tokenizer)):
         ids, weights = _by_marks(messages, tokenizer)
+        if first:
+            start = _common_prefix(encode_prompt(messages[:first], tokenizer), ids)
+            weights[:start] = [0.0] * start
     else:
         ids, weights = _by_prefixes(messages, turns, tokenizer)
     return _cut(ids, weights, max_length)

@@ -72,7 +72,8 @@ def _file(path: Path, name: str) -> Opened:
     content = _identity(path, name)
     if kind in files.TEXT:  # its name becomes a column
         return Opened(name, digest("documents", path.name, content), partial(_documents, name, [(path.name, path)]))
-    return Opened(name, content, partial(_rows, path, name))
+    known_as = digest("file", kind, content)  # the same bytes are other rows in a CSV than in a TSV
+    return Opened(name, known_as, partial(_rows, path, name))
 
 
 def _folder(path: Path, name: str, *, documents: bool) -> Opened:

@@ -162,6 +162,14 @@ def test_prompts_or_completions_given_as_messages_use_the_template(prompt, compl
         assert encoded == encode_chat(TALK[:2], tok)
 
 
+@pytest.mark.parametrize("template", [PLAIN, MARKED_INSIDE, MARKED_OUTSIDE])
+def test_in_a_completion_of_several_messages_only_its_assistant_turns_are_learnt(template):
+    tok = tokenizer(template)
+    assert learnt(encode_completion(TALK[:1], TALK[1:], tok), tok) == "a cat<|end|>a dog<|end|>"
+    assert learnt(encode_completion(TALK[:3], "a dog", tok), tok) == "a dog<|end|>"
+    assert encode_completion(TALK[:2], TALK[2:3], tok) == Dropped("no assistant turn")
+
+
 def test_completions_that_teach_nothing_are_dropped_with_the_reason():
     tok = tokenizer(PLAIN)
     assert encode_completion("who lives here?", "", tok) == Dropped("empty completion")

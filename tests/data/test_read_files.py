@@ -79,6 +79,14 @@ def test_the_fingerprint_follows_content_row_type_columns_and_mix_but_not_the_pl
     assert read(b, TEXT)._fingerprint == prints[0]
 
 
+def test_the_same_bytes_under_another_suffix_are_other_rows(tmp_path):
+    a, b = (write(tmp_path / name, b"text\tn\nx\t1\n") for name in ("a.tsv", "a.txt"))
+    assert read(a, TEXT).to_list() == [{"text": "x", "n": "1"}]
+    assert read(b, TEXT).to_list() == [{"text": "text\tn\nx\t1\n", "path": "a.txt"}]
+    c = write(tmp_path / "c.csv", b"text\tn\nx\t1\n")
+    assert read(c, TEXT, columns={"text": "text\tn"}).to_list() == [{"text": "x\t1"}]
+
+
 def test_a_failed_reading_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
     path = write(tmp_path / "a.jsonl", jsonl([*ROWS, {"text": None}]))
