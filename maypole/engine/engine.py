@@ -22,6 +22,7 @@ from maypole.engine.request import (
     NO_ADAPTER,
     Chunk,
     Output,
+    Prompt,
     Request,
     Scored,
     ScoreRequest,
@@ -105,6 +106,10 @@ class Engine:
     def version(self) -> int:
         """How many updates there were."""
         return self._updates
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The ids that a request with this prompt starts from."""
+        return inputs.encode(Request(prompt), self.tokenizer, 0, self._runner.vocabulary).tolist()
 
     def stats(self) -> dict[str, int]:
         """Sequences waiting and running, tokens in the cache, bytes allocated for it."""

@@ -45,8 +45,11 @@ def lexicographic(sequences: Sequence[Ids], groups: Sequence[Hashable] | None = 
     return sorted(range(len(sequences)), key=lambda i: (ranks[i], sequences[i].astype(">u4").tobytes()))
 
 
-def prefix_tree(sequences: Sequence[Ids], groups: Sequence[Hashable] | None = None) -> PrefixTree:
-    """The tree of `sequences` (each (n,), n > 0); only sequences of one group share slots."""
+def prefix_tree(sequences: Sequence[Ids], groups: Sequence[Hashable] | None = None, *, least: int = 1) -> PrefixTree:
+    """The tree of `sequences` (each (n,), n > 0); only sequences of one group share slots, and `least` of them or more.
+
+    Rows that continue a shared beginning attend more slowly than whole ones, so a shared BOS alone is not worth it.
+    """
     rank: dict[Hashable, int] = {}
     ranks = [0] * len(sequences) if groups is None else [rank.setdefault(g, len(rank)) for g in groups]
     paths: list[Ids] = [np.empty(0, dtype=np.int64)] * len(sequences)
@@ -57,6 +60,7 @@ def prefix_tree(sequences: Sequence[Ids], groups: Sequence[Hashable] | None = No
     for i in lexicographic(sequences, groups):
         ids = sequences[i]
         shared = shared_length(sequences[before], ids) if before >= 0 and ranks[before] == ranks[i] else 0
+        shared = shared if shared >= least else 0
         own = len(ids) - shared
         trunk = paths[before][:shared] if shared else np.empty(0, dtype=np.int64)
         paths[i] = np.concatenate([trunk, np.arange(size, size + own)])

@@ -22,6 +22,9 @@ from maypole.models.block_views import base_model
 from maypole.models.forward import self_test
 from maypole.models.head import CHUNK, head_of
 
+LEAST_SHARED = 16
+"""Tokens from which on sharing the beginning of two sequences saves more than it costs."""
+
 _TESTED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 """Owners' modules whose architecture passed the self-test; it costs two short forwards."""
 _TESTING = threading.Lock()
@@ -100,7 +103,7 @@ class Runner:
         With `store` = (cache, row of each sequence) keys and values are kept.
         """
         keys = [(id(a), s) for a, s in zip(adapters, salts or [None] * len(sequences))]
-        tree = prefix_tree(sequences, keys)
+        tree = prefix_tree(sequences, keys, least=LEAST_SHARED)
         plan: TreePlan = tree_plan(tree, self.device)
         if store is not None:
             plan.store = self._store(store[0], tree, store[1])

@@ -1,0 +1,41 @@
+from . import judges as judges
+from .kl import KL as KL
+from .kl import kl as kl
+from .metrics import METRICS as METRICS
+from .metrics import exact_match as exact_match
+from .metrics import f1 as f1
+from .metrics import normalize as normalize
+from .metrics import rouge_l as rouge_l
+from .pair_accuracy import Accuracy as Accuracy
+from .pair_accuracy import pair_accuracy as pair_accuracy
+from .perplexity import Perplexity as Perplexity
+from .perplexity import perplexity as perplexity
+from .tasks import Score as Score
+from .tasks import TaskScores as TaskScores
+from .tasks import task_scores as task_scores
+from .win_rate import WinRate as WinRate
+from .win_rate import win_rate as win_rate
+from .windows import Window as Window
+from .windows import windows as windows
+
+__all__ = [
+    "KL",
+    "METRICS",
+    "Accuracy",
+    "Perplexity",
+    "Score",
+    "TaskScores",
+    "WinRate",
+    "Window",
+    "exact_match",
+    "f1",
+    "judges",
+    "kl",
+    "normalize",
+    "pair_accuracy",
+    "perplexity",
+    "rouge_l",
+    "task_scores",
+    "win_rate",
+    "windows",
+]

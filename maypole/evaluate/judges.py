@@ -1,0 +1,100 @@
+"""The one reader of judge specs: a text that names who judges becomes a Reward or a Preference.
+
+Knows nothing about what is judged.
+"""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maypole.core.errors import ConfigError, JudgeError, UnsupportedCapability, UserError
+from maypole.core.identity import digest, identity
+from maypole.core.judge import Preference, Reward, call_reward
+from maypole.engine import Engine
+
+_EXPECTED = "file.py:function"
+
+
+def load(spec: str, *, engine: Engine | None = None) -> Reward | Preference:
+    """The judge that `spec` names.
+
+    ``file.py:function`` is a Preference if it has parameters `a` and `b`, else a Reward. A URL is a rubric asked of a
+    model there, which needs an engine's remote backend: UnsupportedCapability while there is none, as for a directory.
+    """
+    if spec.startswith(("http://", "https://")):
+        if engine is not None and "remote" in engine.capabilities:
+            raise UnsupportedCapability("rubrics are not available", spec, _EXPECTED)
+        raise UnsupportedCapability("a judge behind a URL needs the remote backend", spec, _EXPECTED)
+    file, colon, name = spec.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        if Path(spec).is_dir():
+            raise UnsupportedCapability("a model's directory cannot judge", spec, _EXPECTED)
+        raise UserError("not a judge", spec, _EXPECTED)
+    return _function(Path(file), name, spec)
+
+
+def load_all(
+    specs: Sequence[str], weights: Sequence[float] | None = None, *, engine: Engine | None = None
+) -> Reward | Preference:
+    """One judge from several specs: the weighted sum of rewards; a preference stands alone."""
+    judges = [load(spec, engine=engine) for spec in specs]
+    if not judges:
+        raise UserError("no judge named", "--judge", _EXPECTED)
+    if weights is not None and len(weights) != len(judges):
+        raise ConfigError("judge_weights", tuple(weights), f"one per judge, here {len(judges)}")
+    if len(judges) == 1 and weights is None:
+        return judges[0]
+    if any(is_preference(judge) for judge in judges):
+        raise UserError("preferences cannot be added up", "--judge", "one preference alone, or rewards only")
+    rewards: Any = judges
+    return combined(rewards, weights or [1.0] * len(judges))
+
+
+def combined(rewards: Sequence[Reward], weights: Sequence[float]) -> Reward:
+    """The weighted sum of those rewards that have an opinion on a row, None where none has."""
+
+    def weighted(prompts: list, completions: list, **columns: list) -> list[float | None]:
+        answers = [call_reward(reward, prompts, completions, columns).scores for reward in rewards]
+        totals: list[float | None] = []
+        for row in zip(*answers, strict=True):
+            heard = [w * s for w, s in zip(weights, row, strict=True) if s is not None]
+            totals.append(sum(heard) if heard else None)
+        return totals
+
+    parts = [identity(reward) for reward in rewards]
+    known = [part for part in parts if part is not None]
+    if len(known) == len(parts):
+        setattr(weighted, "fingerprint", digest("judges", *known, *map(str, weights)))  # noqa: B010
+    return weighted
+
+
+def is_preference(judge: Reward | Preference) -> bool:
+    """Whether a judge compares two answers: its parameters are `a` and `b`."""
+    try:
+        parameters: Mapping[str, Any] = inspect.signature(judge).parameters
+    except (TypeError, ValueError) as error:
+        raise JudgeError("the judge's parameters cannot be read", expected="a function") from error
+    return "a" in parameters and "b" in parameters
+
+
+def _function(file: Path, name: str, spec: str) -> Any:
+    if not file.is_file():
+        raise UserError("no such file", str(file), _EXPECTED)
+    module_name = f"maypole_judge_{digest(str(file.resolve()))}"
+    found = importlib.util.spec_from_file_location(module_name, file)
+    if found is None or found.loader is None:
+        raise UserError("not a Python file", str(file), _EXPECTED)
+    module = importlib.util.module_from_spec(found)
+    sys.modules[module_name] = module
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        raise JudgeError(f"the file raised {type(error).__name__}: {error}", str(file)) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
+        raise UserError(f"no function {name!r}", spec, f"functions there: {', '.join(known) or 'none'}")
+    return function
