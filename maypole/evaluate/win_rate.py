@@ -59,6 +59,11 @@ def win_rate(
     since judges like first places. Pairs are drawn for the interval. Raises JudgeError if no pair was judged.
     """
     items = outcomes(a, b, judge, prompts, columns, both_orders=both_orders, on_judge_error=on_judge_error)
+    return summary(items, seed=seed)
+
+
+def summary(items: NDArray[np.float64], *, seed: int = 0) -> WinRate:
+    """The win rate of `outcomes`, NaN being left out."""
     kept = items[~np.isnan(items)]
     if not len(kept):
         raise JudgeError(f"the judge had no opinion on any of {len(items)} pairs")
