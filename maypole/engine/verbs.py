@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maypole.core.artifact import Artifact
@@ -23,6 +24,7 @@ CHUNK = 64
 class GenerateOptions(ModelOptions, RunOptions):
     """What is continued, and how."""
 
+    model: str = setting(input=True, help="model directory or hub id")
     prompt: tuple[str, ...] = setting((), help="one or several prompts")
     data: tuple[str, ...] = setting((), input=True, help="rows with prompt, question or messages")
     max_tokens: int = setting(256, help="most tokens of a completion")
@@ -54,6 +56,7 @@ class GenerateOptions(ModelOptions, RunOptions):
 class ScoreOptions(ModelOptions, RunOptions):
     """What is scored."""
 
+    model: str = setting(input=True, help="model directory or hub id")
     prompt: str | None = setting(None, help="what stands before; none: the beginning of a text")
     completion: tuple[str, ...] = setting((), help="one or several continuations of --prompt")
     data: tuple[str, ...] = setting((), input=True, help="rows with prompt and completion")
@@ -63,7 +66,9 @@ class ScoreOptions(ModelOptions, RunOptions):
 class EmbedOptions(ModelOptions, RunOptions):
     """What becomes vectors."""
 
-    data: tuple[str, ...] = setting((), input=True, help="rows with text, or files and folders of text")
+    model: str = setting(input=True, help="model directory or hub id")
+    data: tuple[str, ...] = setting(input=True, help="rows with text, or files and folders of text")
+    out: Path = setting(key=False, help="directory of the result")
     task: str = setting("encode", help="encode, or causal for a language model's own states")
     pooling: str = setting("mean", help="last, mean or cls")
     normalize: bool = setting(True, help="vectors of length 1")
@@ -115,7 +120,6 @@ def generate(config: GenerateOptions) -> Results | Artifact | DryRun:
     """
     from maypole.engine.request import Request
 
-    required(config, "model")
     prompts = [*config.prompt, *(_prompt(row, i) for i, row in enumerate(_rows(config.data)))]
     if not prompts:
         raise UserError("nothing to continue", "--prompt", "--prompt TEXT, or --data FILE")
@@ -144,7 +148,6 @@ def score(config: ScoreOptions) -> Results | Artifact | DryRun:
     """
     from maypole.engine.request import ScoreRequest
 
-    required(config, "model")
     pairs: list[tuple[Any, str]] = [(config.prompt, completion) for completion in config.completion]
     for i, row in enumerate(_rows(config.data)):
         if not isinstance(row.get("completion"), str):
@@ -173,7 +176,7 @@ def embed(config: EmbedOptions) -> Artifact | DryRun:
         maypole engine embed --model encoder --data texts.jsonl --out vectors
         maypole engine embed --model base --task causal --pooling last --data texts.jsonl --out vectors
     """
-    required(config, "model", "data", "out")
+    required(config, "data")
     texts = [str(row.get("text") or "") for row in _rows(config.data)]
     empty = next((i for i, text in enumerate(texts) if not text), None)
     if empty is not None or not texts:
@@ -184,7 +187,6 @@ def embed(config: EmbedOptions) -> Artifact | DryRun:
 
     from maypole.engine.opening import open_engine
 
-    assert config.out is not None
     with _opened("embed", config) as artifact:
         if artifact.finished:
             return artifact

@@ -25,7 +25,7 @@ METRICS = ("exact_match", "f1", "rouge_l")
 class EvaluateOptions(ModelOptions, RunOptions):
     """What every measurement reads."""
 
-    data: tuple[str, ...] = setting((), input=True, help="files, folders or hub ids with the rows")
+    data: tuple[str, ...] = setting(input=True, help="files, folders or hub ids with the rows")
     limit: int | None = setting(None, help="only the first rows")
 
     def __post_init__(self) -> None:
@@ -38,6 +38,7 @@ class EvaluateOptions(ModelOptions, RunOptions):
 class PerplexityOptions(EvaluateOptions):
     """How documents are read."""
 
+    model: str = setting(input=True, help="model directory or hub id")
     rows: str = setting("text", help="what the rows hold: text, chat or completion")
     max_length: int | None = setting(None, help="tokens read at once; default: the model's context")
     overlap: int = setting(0, help="tokens of context before each further window of a long document")
@@ -51,6 +52,7 @@ class PerplexityOptions(EvaluateOptions):
 class TasksOptions(EvaluateOptions):
     """How questions are asked and answers compared."""
 
+    model: str = setting(input=True, help="model directory or hub id")
     metrics: tuple[str, ...] = setting(("exact_match", "f1"), help="exact_match, f1, rouge_l")
     max_tokens: int = setting(64, help="most tokens of an answer")
     temperature: float = setting(0.0, help="0 is greedy")
@@ -66,7 +68,7 @@ class TasksOptions(EvaluateOptions):
 class WinrateOptions(EvaluateOptions):
     """Whose answers are compared, and by whom."""
 
-    judge: tuple[str, ...] = setting((), input=True, help="file.py:function, once or several times")
+    judge: tuple[str, ...] = setting(input=True, help="file.py:function, once or several times")
     judge_weights: tuple[float, ...] = setting((), help="one weight per judge")
     against: str | None = setting(None, input=True, help="the rival model; default: --model without its adapter")
     against_adapter: str | None = setting(None, input=True, help="the rival's adapter")
@@ -147,7 +149,7 @@ def perplexity(config: PerplexityOptions) -> PerplexityReport | Artifact | DryRu
     """
     from maypole.data import CHAT, COMPLETION, TEXT
 
-    required(config, "model", "data")
+    required(config, "data")
     kind = {"text": TEXT, "chat": CHAT, "completion": COMPLETION}[config.rows]
 
     def measure() -> Measured:
@@ -191,7 +193,7 @@ def tasks(config: TasksOptions) -> TasksReport | Artifact | DryRun:
         maypole evaluate tasks --model base --data questions.jsonl
         maypole evaluate tasks --model base --data questions.jsonl --metrics rouge_l --max-tokens 128 --out scores
     """
-    required(config, "model", "data")
+    required(config, "data")
 
     def measure() -> Measured:
         from maypole.core.progress import track

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from maypole.cli.app import parse
 from maypole.core.artifact import Artifact
 from maypole.core.config import DryRun
 from maypole.core.errors import ConfigError, DataError
@@ -78,11 +79,32 @@ def test_win_rates_come_from_columns_or_from_models(directory: str, tmp_path: Pa
         verbs.winrate(verbs.WinrateOptions(data=(data,), judge=(judge,), a="missing", b="y"))
 
 
+@pytest.mark.parametrize(
+    ("words", "function"),
+    [
+        ("engine generate --model base --prompt a --max-tokens 4 --stop x y --dry-run", "generate"),
+        ("engine score --model base --prompt a --completion b c --dry-run", "score"),
+        ("engine embed --model base --data t --out v --dry-run", "embed"),
+        ("evaluate perplexity --model base --adapter adapted --data docs --out perplexity", "perplexity"),
+        ("evaluate tasks --model base --data q --metrics rouge_l --max-tokens 128 --out scores", "tasks"),
+        ("evaluate winrate --data a --a ours --b theirs --judge judge.py:score", "winrate"),
+    ],
+)
+def test_flags_fill_the_settings(words: str, function: str):
+    room = words.split()[0]
+    table = {(room, function): (f"maypole.{room}.verbs:{function}", "")}
+    found = parse(words.split(), None, table)
+    options = found.kwargs.get("config", *found.args)
+    assert found.function.__name__ == function
+    assert (options.out is None) == ("--out" not in words)
+    assert options.dry_run == ("--dry-run" in words)
+
+
 def test_settings_are_checked_before_anything_loads(tmp_path: Path):
     with pytest.raises(ConfigError, match="--metrics"):
-        verbs.TasksOptions(model="m", metrics=("bleu",))
+        verbs.TasksOptions(model="m", data=("d",), metrics=("bleu",))
     with pytest.raises(ConfigError, match="--judge-weights"):
-        verbs.WinrateOptions(judge=("a.py:f",), judge_weights=(1.0, 2.0))
+        verbs.WinrateOptions(data=("d",), judge=("a.py:f",), judge_weights=(1.0, 2.0))
     data = _rows(tmp_path / "t.jsonl", [{"text": "a"}] * 3)
     plan = verbs.perplexity(verbs.PerplexityOptions(model="absent", data=(data,), dry_run=True))
     assert isinstance(plan, DryRun)
