@@ -13,6 +13,12 @@ COMMANDS: Table = {
         "maypole.claims.verbs:claim",
         "Check a system's claim: run its experiment and compare with the paper.",
     ),
+    ("models", "info"): ("maypole.models.verbs:info", "Show what a model or adapter is and where it comes from."),
+    ("models", "merge"): ("maypole.models.verbs:merge", "Merge an adapter into its base model."),
+    ("models", "export"): (
+        "maypole.models.verbs:export",
+        "Write a model or adapter as a clean Hugging Face directory.",
+    ),
     ("systems",): ("maypole.cli.about:systems", "List the systems: what each is, its paper, its command."),
     ("env",): ("maypole.cli.about:env", "Print versions for a bug report."),
 }

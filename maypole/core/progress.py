@@ -28,6 +28,17 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def say(text: str) -> None:
+    """One line for the person who watches, on stderr; nothing under ``--quiet``."""
+    if not _quiet:
+        _write(_clean(text))
+
+
+def is_quiet() -> bool:
+    """Whether progress is hidden."""
+    return _quiet
+
+
 @contextmanager
 def track(title: str, total: int | None, unit: str = "steps") -> Iterator[Step]:
     """Show progress of `title` on stderr: rate, time left and the step's numbers.

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maypole.core.errors import UserError
+from maypole.core.identity import digest
 from maypole.models.attention import causal_lm
 
 FOLLOW = "·"
@@ -61,19 +64,22 @@ class LanguageModel:
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the adapters in the module, () where it has none."""
-        return tuple(getattr(self.model, "peft_config", {}))
+        return tuple(self.model.peft_config) if isinstance(self.model, PeftModel) else ()
 
     @property
     def max_length(self) -> int:
         """Longest input in tokens that the model has positions for."""
-        config: Any = self.transformer.config
+        config: Any = self.transformer.config.get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**30)
 
     def with_adapter(self, name: str | None) -> "LanguageModel":
         """A view of the same module in which adapter `name` is on, or none for None; nothing is copied or switched."""
         if name is not None and name not in self.adapters:
             raise UserError(f"no adapter {name!r} in {self.name}", expected=f"adapters: {', '.join(self.adapters)}")
-        return replace(self, adapter=name)
+        if not self.adapters or name == self.adapter:
+            return replace(self, adapter=name)
+        seen = self.fingerprint and digest("view", self.fingerprint, name or "")
+        return replace(self, adapter=name, fingerprint=seen)
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
@@ -81,17 +87,25 @@ class LanguageModel:
         if self.adapter == FOLLOW or not self.adapters:
             yield self.model
             return
-        before = list(self.model.base_model.active_adapters)
-        trainable = [(p, p.requires_grad) for p in self.model.parameters()]
         tuner = self.model.base_model
+        before, enabled = list(tuner.active_adapters), adapters_enabled(self.model)
+        trainable = [(p, p.requires_grad) for p in self.model.parameters()]
         try:
             if self.adapter is None:
                 tuner.disable_adapter_layers()
             else:
+                tuner.enable_adapter_layers()
                 tuner.set_adapter(self.adapter)
             yield self.model
         finally:
             tuner.enable_adapter_layers()
             tuner.set_adapter(before)
+            if not enabled:
+                tuner.disable_adapter_layers()
             for parameter, wanted in trainable:
                 parameter.requires_grad_(wanted)
+
+
+def adapters_enabled(model: nn.Module) -> bool:
+    """Whether the adapter layers of a PEFT model take part in its forward pass."""
+    return not any(layer.disable_adapters for layer in model.modules() if isinstance(layer, BaseTunerLayer))

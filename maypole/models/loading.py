@@ -5,18 +5,23 @@ Weights are read from safetensors only; code that travels with a checkpoint runs
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from maypole.core.errors import ConfigError, UnsupportedCapability, UnsupportedModel, UserError
 from maypole.core.identity import identity
 from maypole.core.seeds import derive
-from maypole.models.adapters import adapter_config, load_adapter
+from maypole.models.adapters import adapter_config, load_adapter, own_randomness
+from maypole.models.hub import is_hub_id, local
 from maypole.models.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -27,6 +32,8 @@ _CLASSES: dict[str, str] = {
     "score": "AutoModelForSequenceClassification",
     "encode": "AutoModel",
 }
+_NOUNS = {"causal": "a causal language model", "score": "a model with a score head", "encode": "an encoder"}
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 
 
@@ -46,56 +53,64 @@ def load(
     dtype "auto" is the checkpoint's own; half precision runs as fp32 on CPUs without bf16 instructions, which is
     said once. Device None is cuda when there is one. UserError says what is missing or broken and where.
     """
+    if task not in _CLASSES:
+        raise ConfigError("task", task, tuple(_CLASSES))
     if quantization is not None:
         raise UnsupportedCapability(f"quantization {quantization!r} is not available", "--quantization")
-    name, path = str(model_name_or_path), Path(model_name_or_path)
-    if path.exists() and not path.is_dir():
-        raise UserError("this is a file", name, "a checkpoint directory or a hub id")
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
-        raise UserError("no such directory", name, "a checkpoint directory, or a hub id such as owner/name")
+    where = _device(device)
+    name = str(model_name_or_path)
+    path = local(name, revision=revision, code=trust_remote_code)
     if (path / "adapter_config.json").is_file():
         if adapter is not None:
             raise UserError("the model is an adapter directory and --adapter is given too", name, "one of the two")
-        base = str(adapter_config(path).get("base_model_name_or_path") or "")
-        options: dict[str, Any] = {"task": task, "device": device, "dtype": dtype, "revision": revision}
-        if not base or (Path(base).is_absolute() and not Path(base).is_dir()):
-            raise UserError(f"its base model {base!r} is not there", name, "--model BASE --adapter " + name)
-        lm = load_adapter(load(base, **options, trust_remote_code=trust_remote_code), path)
-        tokenizer = _tokenizer(name, path, revision, trust_remote_code) if _has_tokenizer(path) else lm.tokenizer
-        lm.tokenizer = tokenizer
-        return lm
-    where = _device(device)
-    if path.is_dir():
-        check_directory(path)
-    config = _config(name, revision, trust_remote_code)
-    tokenizer = _tokenizer(name, path, revision, trust_remote_code)
-    stored, run = _dtypes(config, dtype, where)
-    model = _weights(name, task, config, run, revision, trust_remote_code).to(where).eval()
-    fingerprint = identity(path) if path.is_dir() else getattr(config, "_commit_hash", None)
-    lm = LanguageModel(model, tokenizer, str(path.resolve()) if path.is_dir() else name, fingerprint, stored)
+        return _load_with_base(name, path, task=task, device=where, dtype=dtype, trust_remote_code=trust_remote_code)
+    check_directory(path, name)
+    config = read_config(path, name, trust_remote_code)
+    tokenizer = _tokenizer(path, name, trust_remote_code)
+    stored, run = _dtypes(config, path, dtype, where)
+    model = _weights(path, name, task, config, run, trust_remote_code).to(where).eval()
+    from_hub = is_hub_id(name)
+    fingerprint = path.name if from_hub else identity(path)
+    lm = LanguageModel(model, tokenizer, name if from_hub else str(path.resolve()), fingerprint, stored)
     return lm if adapter is None else load_adapter(lm, adapter)
+
+
+def _load_with_base(name: str, path: Path, **options: Any) -> LanguageModel:
+    """The adapter in directory `path` on its own base: the one it names, or the one saved beside it as ``base/``."""
+    fields = adapter_config(path)
+    base = str(fields.get("base_model_name_or_path") or "")
+    if base and Path(base).is_absolute() and not Path(base).is_dir() and (path / "base" / "config.json").is_file():
+        base = str(path / "base")
+    if not base or (is_hub_id(base) and (Path(base).is_absolute() or base.count("/") != 1)):
+        raise UserError(f"its base model {base!r} is not there", name, f"--model BASE --adapter {name}")
+    revision = fields.get("revision") if is_hub_id(base) else None
+    lm = load_adapter(load(base, revision=revision, **options), path)
+    if _has_tokenizer(path):
+        lm.tokenizer = _tokenizer(path, name, options["trust_remote_code"])
+    lm.fingerprint = path.name if is_hub_id(name) else identity(path)
+    return lm
 
 
 def create(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> LanguageModel:
     """A causal LM with fresh fp32 weights on the CPU that depend on `config` and `seed` only."""
-    vocabulary = int(getattr(config, "vocab_size", 0))
+    vocabulary = int(getattr(config.get_text_config(), "vocab_size", 0))
     if vocabulary < len(tokenizer):
         raise ConfigError("vocab_size", vocabulary, f"at least the tokenizer's {len(tokenizer)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "init"))
+    with own_randomness(derive(seed, "init")):
         try:
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         except ValueError as error:
-            raise UnsupportedModel(config.model_type, "a causal language model in transformers") from error
+            raise UnsupportedModel(config.model_type, f"{_NOUNS['causal']} in transformers") from error
     made = identity({"config": config.to_diff_dict(), "seed": seed})
     return LanguageModel(model.eval(), tokenizer, f"new {config.model_type}", f"created:{made}")
 
 
 def create_from(directory: str | Path, seed: int) -> LanguageModel:
     """A model from nothing, shaped by a directory that holds a config and a tokenizer but no weights."""
-    path = Path(directory)
-    tokenizer = _tokenizer(str(path), path, None, False)
-    lm = create(_config(str(path), None, False), tokenizer, seed)
+    path, name = Path(directory), str(directory)
+    if not (path / "config.json").is_file():
+        raise UserError("config.json is missing", name, "a directory with a config and a tokenizer")
+    lm = create(read_config(path, name, False), _tokenizer(path, name, False), seed)
     lm.name = str(path.resolve())
     return lm
 
@@ -105,96 +120,134 @@ def has_weights(directory: Path) -> bool:
     return any(directory.glob("*.safetensors*")) or any(directory.glob("pytorch_model*.bin*"))
 
 
-def check_directory(path: Path) -> None:
-    """UserError unless a directory is a whole checkpoint: config, tokenizer, every shard of its safetensors."""
-    if not (path / "config.json").is_file():
-        raise UserError("config.json is missing", str(path), "a directory written by save_pretrained")
-    if not has_weights(path):
-        raise UserError(
-            "it has no weights", str(path), "a whole checkpoint; `train pretrain` makes weights from a config"
-        )
+def weight_files(path: Path, name: str = "") -> list[Path]:
+    """The safetensors files of a checkpoint directory, every shard there; UserError names what is missing."""
+    where = name or str(path)
     index = path / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise UserError("not a readable index of shards", str(index), "download it again") from error
-        gone = [s for s in shards if not (path / s).is_file()]
-        if gone:
-            raise UserError(
-                f"{len(gone)} of {len(shards)} shards are missing: {', '.join(gone[:3])}",
-                str(path),
-                "download them again",
-            )
-    elif not (path / "model.safetensors").is_file():
-        raise UserError("its weights are not in safetensors", str(path), "convert them; pickled weights are never read")
+    if (path / "model.safetensors").is_file():
+        return [path / "model.safetensors"]
+    if not index.is_file():
+        if not has_weights(path):
+            hint = "a whole checkpoint; `train pretrain` makes weights from a config"
+            raise UserError("it has no weights", where, hint)
+        raise UserError("its weights are not in safetensors", where, "convert them; pickled weights are never read")
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index.name} cannot be read", where, "download it again") from error
+    gone = [shard for shard in shards if not (path / shard).is_file()]
+    if gone:
+        what = f"{len(gone)} of {len(shards)} shards are missing: {', '.join(gone[:3])}"
+        raise UserError(what, where, "download them again")
+    return [path / shard for shard in shards]
+
+
+def check_directory(path: Path, name: str = "") -> None:
+    """UserError unless a directory is a whole checkpoint: config, tokenizer, every shard of its safetensors."""
+    where = name or str(path)
+    if not (path / "config.json").is_file():
+        raise UserError("config.json is missing", where, "a directory written by save_pretrained")
+    weight_files(path, where)
     if not _has_tokenizer(path):
-        raise UserError("it has no tokenizer", str(path), f"copy its tokenizer there ({', '.join(_TOKENIZER_FILES)})")
+        raise UserError("it has no tokenizer", where, f"copy its tokenizer there ({', '.join(_TOKENIZER_FILES)})")
 
 
 def _has_tokenizer(path: Path) -> bool:
     return any((path / f).is_file() for f in _TOKENIZER_FILES)
 
 
-def _config(name: str, revision: str | None, trust: bool) -> PretrainedConfig:
+def read_config(path: Path, name: str, trust: bool) -> PretrainedConfig:
+    """The config in directory `path`; errors call it `name`. UnsupportedModel names a family that nobody knows."""
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust)
     except (ValueError, KeyError) as error:
-        family = _model_type(Path(name))
         if "trust_remote_code" in str(error):
+            hint = "--trust-remote-code, if you trust its author"
+            raise UserError("this model brings its own code", name, hint) from error
+        family = _model_type(path)
+        if not family:
             raise UserError(
-                "this model brings its own code", name, "--trust-remote-code, if you trust its author"
+                "config.json names no model_type", name, "a directory written by save_pretrained"
             ) from error
-        raise UnsupportedModel(family or name, "an architecture in this version of transformers") from error
+        hint = f"{name}: a model_type that transformers {transformers.__version__} knows"
+        raise UnsupportedModel(family, "an architecture in this version of transformers", hint) from error
     except OSError as error:
-        raise UserError(f"cannot be read: {str(error).splitlines()[0]}", name, "a directory or a hub id") from error
+        raise UserError("config.json cannot be read", name, "valid JSON; download it again") from error
 
 
 def _model_type(path: Path) -> str:
-    try:
-        return str(json.loads((path / "config.json").read_text()).get("model_type", ""))
-    except (OSError, json.JSONDecodeError):
-        return ""
+    return str(json.loads((path / "config.json").read_text()).get("model_type", ""))
 
 
-def _tokenizer(name: str, path: Path, revision: str | None, trust: bool) -> PreTrainedTokenizerBase:
-    if path.is_dir() and not _has_tokenizer(path):
+def _tokenizer(path: Path, name: str, trust: bool) -> PreTrainedTokenizerBase:
+    if not _has_tokenizer(path):
         raise UserError("it has no tokenizer", name, f"copy its tokenizer there ({', '.join(_TOKENIZER_FILES)})")
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust)
-    except Exception as error:
-        raise UserError(f"its tokenizer cannot be read: {str(error).splitlines()[0]}", name) from error
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    except Exception as error:  # tokenizers raises bare Exception
+        if "trust_remote_code" in str(error):
+            hint = "--trust-remote-code, if you trust its author"
+            raise UserError("its tokenizer brings its own code", name, hint) from error
+        hint = "the tokenizer files of the model it was made from"
+        raise UserError(f"its tokenizer cannot be read: {str(error).splitlines()[0]}", name, hint) from error
 
 
-def _weights(name: str, task: Task, config: Any, dtype: torch.dtype, revision: str | None, trust: bool) -> Any:
+def _weights(path: Path, name: str, task: Task, config: Any, dtype: torch.dtype, trust: bool) -> Any:
+    if getattr(config, "quantization_config", None) is not None:
+        hint = "the checkpoint that it was quantized from"
+        raise UnsupportedCapability("its weights are stored quantized", name, hint)
     factory = getattr(transformers, _CLASSES[task])
-    options = {"dtype": dtype, "revision": revision, "trust_remote_code": trust, "use_safetensors": True}
     try:
-        model, report = factory.from_pretrained(name, config=config, output_loading_info=True, **options)
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(
-            f"its weights cannot be read: {str(error).splitlines()[0]}", name, "download them again"
-        ) from error
+        with _quiet_transformers():
+            model, report = factory.from_pretrained(
+                path, config=config, dtype=dtype, trust_remote_code=trust, use_safetensors=True,
+                ignore_mismatched_sizes=True, output_loading_info=True,
+            )  # fmt: skip
     except ValueError as error:
-        raise UnsupportedModel(config.model_type, f"a {task} model in transformers") from error
-    except OSError as error:
-        raise UserError(f"its weights cannot be read: {str(error).splitlines()[0]}", name) from error
+        if "trust_remote_code" in str(error):
+            hint = "--trust-remote-code, if you trust its author"
+            raise UserError("this model brings its own code", name, hint) from error
+        raise UnsupportedModel(config.model_type, f"{_NOUNS[task]} in transformers", name) from error
+    except (SafetensorError, RuntimeError, OSError) as error:
+        what = f"its weights cannot be read: {str(error).splitlines()[0]}"
+        raise UserError(what, name, "whole safetensors files; download them again") from error
+    wrong = sorted(report["mismatched_keys"])
+    if wrong:
+        key, found, wanted = wrong[0]
+        what = f"{len(wrong)} of its weights have another shape than its config says: {key} is {tuple(found)}"
+        raise UserError(what, name, f"{tuple(wanted)}, or the config.json that belongs to these weights")
     missing = sorted(report["missing_keys"])
     if missing:
         what = f"{len(missing)} of its weights are missing, such as {missing[0]}"
-        raise UserError(what, name, "a checkpoint of the same architecture as its config")
+        raise UserError(what, name, f"a checkpoint that holds {_NOUNS[task]} of the shape its config says")
     return model
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bar and no report on stderr: what is wrong with a checkpoint is said in one error."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _device(wish: str | torch.device | None) -> torch.device:
     if wish is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    usable = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     try:
         device = torch.device(wish)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        usable = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         raise ConfigError("device", str(wish), usable) from error
+    if device.type == "meta":
+        raise ConfigError("device", str(wish), usable)
     return device
 
 
@@ -203,19 +256,35 @@ def cpu_has_bf16() -> bool:
     return any(on for name, on in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
-def _dtypes(config: Any, wish: str | torch.dtype, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+def _dtypes(config: Any, path: Path, wish: str | torch.dtype, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
     """What the checkpoint is stored in, and what it runs in."""
-    own = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    own = getattr(config, "dtype", None) or _first_dtype(path)
     stored = getattr(torch, own) if isinstance(own, str) else own
-    if isinstance(wish, str) and wish != "auto":
-        asked = getattr(torch, wish, None)
+    if wish != "auto":
+        asked = getattr(torch, wish, None) if isinstance(wish, str) else wish
         if not isinstance(asked, torch.dtype) or not asked.is_floating_point:
-            raise ConfigError("dtype", wish, ("auto", "float32", "bfloat16", "float16"))
+            raise ConfigError("dtype", str(wish), _DTYPES)
         return stored, asked
-    if isinstance(wish, torch.dtype):
-        return stored, wish
     half = stored in (torch.bfloat16, torch.float16)
     if half and device.type == "cpu" and not (stored == torch.bfloat16 and cpu_has_bf16()):
-        log.warning("%s weights run as float32: this CPU has no instructions for them", str(stored).split(".")[1])
+        _say_once(f"{str(stored).split('.')[1]} weights run as float32: this CPU has no instructions for them")
         return stored, torch.float32
     return stored, stored
+
+
+@lru_cache
+def _say_once(text: str) -> None:
+    log.warning(text)
+
+
+def _first_dtype(path: Path) -> torch.dtype:
+    """The type of the first floating-point weight, for configs that do not tell."""
+    try:
+        with safe_open(weight_files(path)[0], framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                dtype = file.get_slice(key)[:0].dtype if file.get_slice(key).get_shape() else torch.int64
+                if dtype.is_floating_point:
+                    return dtype
+    except SafetensorError as error:
+        raise UserError(f"its weights cannot be read: {error}", str(path), "whole safetensors files") from error
+    return torch.float32

@@ -2,53 +2,103 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from maypole.core.errors import UserError
+from maypole.models.attention import configs
 from maypole.models.language_model import FOLLOW, LanguageModel
 
 
-def save(lm: LanguageModel, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
+def save(
+    lm: LanguageModel, directory: str | Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB"
+) -> None:
     """Write the adapter of `lm` where it has one, else the whole model, with its tokenizer, as safetensors.
 
-    Weights are stored in `dtype`, by default the one they were loaded in. An adapter names its base by an absolute
-    path where the base is a local directory, unchanged where it is a hub id.
+    A model is stored in `dtype`, by default the one it was loaded in, in files of at most `max_shard_size`; an adapter
+    as it is held. An adapter names its base by an absolute path where the base is a local directory, unchanged where
+    it is a hub id.
     """
     path = Path(directory)
+    if lm.adapters and lm.adapter is None:
+        raise UserError("this view leaves its adapters out, and only a whole module can be saved", lm.name, "its base")
     path.mkdir(parents=True, exist_ok=True)
-    stored = dtype or lm.dtype
     if lm.adapters:
-        name = lm.model.active_adapters[0] if lm.adapter in (FOLLOW, None) else lm.adapter
-        _save_adapter(lm, path, name)
+        active = list(lm.model.base_model.active_adapters)
+        if lm.adapter == FOLLOW and len(active) != 1:
+            raise UserError(f"{len(active)} adapters are active together", lm.name, "lm.with_adapter(name)")
+        _save_adapter(lm, path, active[0] if lm.adapter in (FOLLOW, None) else str(lm.adapter))
     else:
-        model = lm.transformer
-        state = {k: v.to(stored) if v.is_floating_point() else v for k, v in model.state_dict().items()}
-        running = model.config.dtype
-        implementation = model.config._attn_implementation
-        try:
-            model.config.dtype = stored
-            model.save_pretrained(path, state_dict=state)
-        finally:
-            model.config.dtype = running
-            model.config._attn_implementation = implementation
-    lm.tokenizer.save_pretrained(path)
+        _save_model(lm, path, dtype or lm.dtype, max_shard_size)
+    _save_tokenizer(lm.tokenizer, path)
+
+
+def _save_model(lm: LanguageModel, path: Path, stored: torch.dtype, max_shard_size: str) -> None:
+    model: Any = lm.transformer
+    _make_valid(model)
+    running, implementation = model.config.dtype, model.config._attn_implementation
+    ours = [(c, k, v) for c in configs(model) for k, v in vars(c).items() if k.startswith("_maypole")]
+    for config, name, _ in ours:
+        delattr(config, name)
+    try:
+        model.save_pretrained(path, state_dict=_in_dtype(model, stored), max_shard_size=max_shard_size)
+        model.config.dtype = stored  # save_pretrained has written what the module runs in
+        model.config.save_pretrained(path)
+    finally:
+        model.config.dtype = running
+        model.config._attn_implementation = implementation
+        for config, name, value in ours:
+            setattr(config, name, value)
+
+
+def _in_dtype(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The state dict in `dtype`; weights that are one stay one, or they would be stored twice."""
+    converted: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if place not in converted:
+            converted[place] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        state[name] = converted[place]
+    return state
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Without the notes that transformers keeps about where it was loaded from."""
+    tokenizer.save_pretrained(path)
+    file = path / "tokenizer_config.json"
+    if file.is_file():
+        fields = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("is_local", "local_files_only")}
+        file.write_text(json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _make_valid(model: Any) -> None:
+    """Checkpoints that set a temperature without sampling are common, and transformers refuses to write them."""
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True  # what a temperature, top_p or top_k is there for
 
 
 def _save_adapter(lm: LanguageModel, path: Path, name: str) -> None:
     """peft puts every adapter but "default" into a folder of its own; ours always lies at the root."""
+    readme = path / "README.md"
+    had_readme = readme.is_file()
     lm.model.save_pretrained(path, selected_adapters=[name], save_embedding_layers=False)
     folder = path / name
     if name != "default" and folder.is_dir():
         for file in folder.iterdir():
             file.replace(path / file.name)
         folder.rmdir()
-    readme = path / "README.md"
-    readme.unlink(missing_ok=True)  # peft's placeholder
+    if not had_readme:
+        readme.unlink(missing_ok=True)  # peft's placeholder
     config = path / "adapter_config.json"
-    if not config.is_file():
-        raise UserError("peft wrote no adapter_config.json", str(path))
     fields = json.loads(config.read_text())
-    base = Path(str(fields.get("base_model_name_or_path") or lm.name))
-    fields["base_model_name_or_path"] = str(base.resolve()) if base.is_dir() else str(base)
+    base = Path(lm.name)
+    fields["base_model_name_or_path"] = str(base.resolve()) if base.is_dir() else lm.name
     config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
