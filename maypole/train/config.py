@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from maypole.core.config import check, setting
+from maypole.core.config import check, pass_on, setting
 from maypole.core.errors import ConfigError
 from maypole.models.peft_options import PeftOptions
 
@@ -66,3 +66,7 @@ class TrainConfig:
             raise ConfigError("warmup_ratio", self.warmup_ratio, "0 up to, not including, 1")
         if self.tokens_per_batch != "auto" and self.tokens_per_batch < 1:
             raise ConfigError("tokens_per_batch", self.tokens_per_batch, "auto, or 1 or more")
+        for name in ("max_grad_norm", "weight_decay", "eval_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(name, getattr(self, name), "0 or more")
+        pass_on(TrainConfig, self)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -26,12 +27,10 @@ from maypole.models.language_model import LanguageModel
 from maypole.train.config import TrainConfig
 from maypole.train.estimate import Estimate, estimate
 from maypole.train.objective import Objective, Rounds
-from maypole.train.planner import micro_batches
 from maypole.train.precision import decide, masters
 from maypole.train.result import load_result, save_result
-from maypole.train.source import Source, Work
+from maypole.train.source import Source, Work, nonempty, work
 from maypole.train.step import ReferenceLogps
-from maypole.train.tokens import tokenize
 from maypole.train.trainer import PackedTrainer, finished_checkpoints, load_trainable
 
 log = logging.getLogger(__name__)
@@ -102,11 +101,7 @@ def _train(
     self_test(lm.model)
     lm.fingerprint = None  # until the run is whole, these weights are nobody's
     length = min(config.max_length or lm.max_length, lm.max_length)
-    source = Source(
-        rows, objective, lm, max_length=length, examples_per_step=config.examples_per_step,
-        epochs=config.num_train_epochs, max_steps=config.max_steps, seed=seed, folder=artifact.path,
-        shuffle=config.shuffle,
-    )  # fmt: skip
+    source = Source(rows, objective, lm, config, max_length=length, seed=seed, folder=artifact.path)
     plan = artifact.plan(lambda: decisions(lm, source, config))
     if decide(plan["precision"], lm.device) != plan["precision"]:
         raise UserError(f"the run was begun in {plan['precision']}, which this machine lacks", str(artifact.path))
@@ -116,10 +111,10 @@ def _train(
         expected.announce()
         frozen = None
         if reference is not None:
-            frozen = ReferenceLogps(reference, plan["precision"], config.reference_logps == "cached")
-        folder = artifact.checkpoints.resolve()
+            kept = artifact.checkpoints if config.reference_logps == "cached" else None
+            frozen = ReferenceLogps(reference, plan["precision"], kept)
         trainer = PackedTrainer(
-            lm, objective, source, config, arithmetic=plan["precision"], checkpoints=folder,
+            lm, objective, source, config, arithmetic=plan["precision"], checkpoints=artifact.checkpoints.resolve(),
             metrics=artifact.metrics, seed=derive(seed, "trainer"), reference=frozen,
             evaluation=_evaluation(eval_rows, objective, lm, length, plan["tokens_per_batch"]),
             callbacks=tuple(callbacks),
@@ -248,15 +243,8 @@ def _checkpointing(lm: LanguageModel, on: bool) -> Iterator[None]:
         model.activation_checkpointing_disable()
 
 
-def _evaluation(rows: Dataset | None, objective: Objective, lm: LanguageModel, length: int, budget: int) -> list[Work]:
+def _evaluation(rows: Dataset | None, objective: Objective, lm: LanguageModel, length: int, budget: int) -> Work | None:
     if rows is None:
-        return []
-    import numpy as np
-
-    store = tokenize(rows, objective, lm.tokenizer, length)
-    if not len(store):
-        raise UserError("no row is left to evaluate on", "eval_rows", str(store.dropped))
-    chosen = np.arange(len(store))
-    lengths = store.lengths_of(chosen)
-    denominator = store.weight_of(chosen) if objective.unit == "tokens" else float(len(chosen))
-    return [Work(store, rows, micro_batches(lengths, budget), denominator, 0, int(lengths.sum()))]
+        return None
+    store = nonempty(rows, objective, lm, length, "eval_rows")
+    return work(store, rows, np.arange(len(store)), objective, budget, None)

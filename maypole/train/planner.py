@@ -5,63 +5,73 @@ So a resumed run needs no cursor, and memory settings never change what is learn
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from maypole.core.seeds import derive
 
+_WINDOW = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Rows of one round in passes, each shuffled anew unless told otherwise.
+    """Rows of one round in passes, `examples_per_step` a step; a pass is shuffled anew unless told otherwise.
 
-    `examples_per_step` make a step; the last step of the last pass may be short.
+    With `epochs` the last step of the last pass may be short; without, pass follows upon pass and every step is full.
     """
 
     rows: int
     examples_per_step: int
-    epochs: float
+    epochs: float | None
     seed: int
     round: int = 0
     shuffle: bool = True
 
     @property
-    def examples(self) -> int:
-        """Rows seen over all passes."""
-        return max(1, round(self.rows * self.epochs))
-
-    @property
     def steps(self) -> int:
-        return math.ceil(self.examples / self.examples_per_step)
+        """Steps until the last pass is over."""
+        return math.ceil(self._examples() / self.examples_per_step)
 
     def step(self, index: int) -> np.ndarray:
-        """Row numbers of step `index`; steps beyond the last begin further passes."""
+        """Row numbers of step `index`, from 0."""
         begin = index * self.examples_per_step
         end = begin + self.examples_per_step
-        if index < self.steps:
-            end = min(end, self.examples)
+        if self.epochs is not None:
+            end = min(end, self._examples())
         taken: list[np.ndarray] = []
         for epoch in range(begin // self.rows, (end - 1) // self.rows + 1):
-            shuffled = self._pass(epoch)
+            rows = _shuffled(self.rows, self.seed, self.round, epoch) if self.shuffle else np.arange(self.rows)
             base = epoch * self.rows
-            taken.append(shuffled[max(begin - base, 0) : end - base])
+            taken.append(rows[max(begin - base, 0) : end - base])
         return np.concatenate(taken)
 
-    def _pass(self, epoch: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.rows)
-        return np.random.default_rng(derive(self.seed, "order", self.round, epoch)).permutation(self.rows)
+    def _examples(self) -> int:
+        if self.epochs is None:
+            raise ValueError("passes without end have no last step")
+        return max(1, round(self.rows * self.epochs))
+
+
+@lru_cache(maxsize=2)
+def _shuffled(rows: int, seed: int, round: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(derive(seed, "order", round, epoch)).permutation(rows)
 
 
 def micro_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     """Indices into `lengths` put together so that each batch has at most `budget` tokens (a longer row stands alone).
 
-    First fit, longest first, into as few batches as that gives; deterministic.
+    First fit, longest first, within windows of 1024 rows; deterministic.
     """
-    order = np.argsort(-lengths, kind="stable")
+    batches: list[np.ndarray] = []
+    for begin in range(0, len(lengths), _WINDOW):
+        batches += [begin + b for b in _first_fit(lengths[begin : begin + _WINDOW], budget)]
+    return batches
+
+
+def _first_fit(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     rooms: list[int] = []
     batches: list[list[int]] = []
-    for i in order:
+    for i in np.argsort(-lengths, kind="stable"):
         length = int(lengths[i])
         for b, room in enumerate(rooms):
             if length <= room:

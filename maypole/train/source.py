@@ -4,16 +4,18 @@ Knows nothing about models' insides, losses or optimisers.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 from maypole.core.atomic import fsync_directory, fsync_file
-from maypole.core.errors import UserError
+from maypole.core.errors import DataError, UserError
+from maypole.data.reader import read
 from maypole.models.language_model import LanguageModel
+from maypole.train.config import TrainConfig
 from maypole.train.objective import Objective, Rounds
 from maypole.train.planner import Order, micro_batches
 from maypole.train.tokens import TokenStore, tokenize
@@ -23,7 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One optimiser step: rows of `store` in `batches` that are computed together; `denominator` divides its sums."""
+    """One optimiser step: rows of `store` in `batches` that are computed together; `denominator` divides its sums.
+
+    `name` tells stores apart: "round-000" or "eval".
+    """
 
     store: TokenStore
     rows: Dataset
@@ -31,6 +36,7 @@ class Work:
     denominator: float
     round: int
     tokens: int
+    name: str
 
 
 class Source:
@@ -44,25 +50,24 @@ class Source:
         rows: Dataset | Rounds,
         objective: Objective,
         lm: LanguageModel,
+        config: TrainConfig,
         *,
         max_length: int,
-        examples_per_step: int,
-        epochs: float,
-        max_steps: int,
         seed: int,
         folder: Path,
-        shuffle: bool = True,
     ) -> None:
-        self._given, self._objective, self._lm, self._max_length = rows, objective, lm, max_length
-        self.examples_per_step, self._epochs, self._seed, self._folder = examples_per_step, epochs, seed, folder
-        self._shuffle = shuffle
+        self._given, self._objective, self._lm, self._config = rows, objective, lm, config
+        self._max_length, self._seed, self._folder = max_length, seed, folder
+        self.examples_per_step = config.examples_per_step
         self.rounds = 1 if isinstance(rows, Dataset) else rows.count
         self.tokens_per_batch = 0  # set once memory is known
-        self.before_round: Callable[[int], None] = lambda round: None
-        self._current: tuple[int, Dataset, TokenStore, Order] | None = None
-        first = self._round(0)
-        self.steps_per_round = first.steps if max_steps < 0 else -(-max_steps // self.rounds)
-        self.steps = self.steps_per_round * self.rounds if max_steps < 0 else max_steps
+        self._current: tuple[int, Dataset, TokenStore] | None = None
+        store = self._round(0)[1]
+        if config.max_steps > 0:
+            self.steps, self.steps_per_round = config.max_steps, -(-config.max_steps // self.rounds)
+        else:
+            self.steps_per_round = self._order(store, 0, config.num_train_epochs).steps
+            self.steps = self.steps_per_round * self.rounds
 
     @property
     def store(self) -> TokenStore:
@@ -73,40 +78,67 @@ class Source:
     def step(self, index: int) -> Work:
         """The work of optimiser step `index`, from 0; asks for a new round's rows where one begins."""
         number, within = divmod(index, self.steps_per_round)
-        order = self._round(number)
-        assert self._current is not None
-        _, rows, store, _ = self._current
+        rows, store = self._round(number)
+        epochs = None if self._config.max_steps > 0 else self._config.num_train_epochs
+        order = self._order(store, number, epochs)
+        if epochs is not None and order.steps != self.steps_per_round:
+            order = self._order(store, number, None)
         chosen = order.step(within)
-        lengths = store.lengths_of(chosen)
-        batches = [chosen[b] for b in micro_batches(lengths, self.tokens_per_batch)]
-        denominator = store.weight_of(chosen) if self._objective.unit == "tokens" else float(len(chosen))
-        return Work(store, rows, batches, denominator, number, int(lengths.sum()))
+        return work(store, rows, chosen, self._objective, self.tokens_per_batch, number)
 
-    def _round(self, number: int) -> Order:
-        if self._current is not None and self._current[0] == number:
-            return self._current[3]
-        if self._current is not None:
-            self.before_round(number)
-        rows = self._given if isinstance(self._given, Dataset) else self._kept(number, self._given)
-        store = tokenize(rows, self._objective, self._lm.tokenizer, self._max_length)
-        if not len(store):
-            reasons = ", ".join(f"{count} {reason}" for reason, count in store.dropped.items())
-            raise UserError("no row is left to train on", f"{len(rows)} rows", reasons or "give at least one row")
-        if store.dropped:
-            log.info("rows left out: %s", store.dropped)
-        order = Order(len(store), self.examples_per_step, self._epochs, self._seed, number, self._shuffle)
-        self._current = (number, rows, store, order)
-        return order
+    def epoch(self, steps: int) -> float:
+        """Passes over the rows of its round after `steps` steps of the run."""
+        within = steps - (steps - 1) // self.steps_per_round * self.steps_per_round if steps else 0
+        return within * self.examples_per_step / len(self.store)
+
+    def _order(self, store: TokenStore, number: int, epochs: float | None) -> Order:
+        return Order(len(store), self.examples_per_step, epochs, self._seed, number, self._config.shuffle)
+
+    def _round(self, number: int) -> tuple[Dataset, TokenStore]:
+        if self._current is None or self._current[0] != number:
+            rows = self._given if isinstance(self._given, Dataset) else self._kept(number, self._given)
+            store = nonempty(rows, self._objective, self._lm, self._max_length)
+            self._current = (number, rows, store)
+        return self._current[1], self._current[2]
 
     def _kept(self, number: int, rounds: Rounds) -> Dataset:
         """The rows of a round: read where they were made before, else made and on the disk before the first step."""
         path = self._folder / "rounds" / f"{number:03}" / "rows.parquet"
         if not path.is_file():
-            made = rounds(number, self._lm)
+            self._lm.model.eval()
+            with torch.random.fork_rng():  # a resumed run does not make them again and must draw the same afterwards
+                made = rounds(number, self._lm)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".tmp")
             made.to_parquet(str(part))
             fsync_file(part)
             part.rename(path)
             fsync_directory(path.parent)
-        return Dataset.from_parquet(str(path), keep_in_memory=False)  # type: ignore[return-value]
+        return read(path, self._objective.rows)
+
+
+def nonempty(
+    rows: Dataset, objective: Objective, lm: LanguageModel, max_length: int, where: str = "rows"
+) -> TokenStore:
+    """The tokens of `rows`; UserError with the reasons where none is left."""
+    for name in objective.columns:
+        if name not in rows.column_names:
+            raise DataError(f"the column is missing; found {', '.join(rows.column_names)}", field=name)
+    store = tokenize(rows, objective, lm.tokenizer, max_length)
+    if not len(store):
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in store.dropped.items())
+        raise UserError(f"none of {len(rows)} rows can teach anything ({reasons or 'there are none'})", where)
+    if store.dropped:
+        log.info("rows left out: %s", store.dropped)
+    return store
+
+
+def work(
+    store: TokenStore, rows: Dataset, chosen: np.ndarray, objective: Objective, budget: int, round: int | None
+) -> Work:
+    """The store's rows `chosen` as batches of at most `budget` tokens; `round` None is evaluation."""
+    lengths = store.lengths_of(chosen)
+    batches = [chosen[b] for b in micro_batches(lengths, budget)]
+    denominator = store.weight_of(chosen) if objective.unit == "tokens" else float(len(chosen))
+    name = "eval" if round is None else f"round-{round:03}"
+    return Work(store, rows, batches, denominator, round or 0, int(lengths.sum()), name)

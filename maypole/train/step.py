@@ -4,6 +4,7 @@ Knows nothing about optimisers, schedules or files.
 """
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from maypole.models.language_model import LanguageModel
 from maypole.train.batch import PackedBatch
 from maypole.train.objective import Objective, TokenBatch
 from maypole.train.precision import Arithmetic, autocast
-from maypole.train.tokens import TokenStore
+from maypole.train.source import Work
 
 
 def loss_of(
@@ -35,14 +36,16 @@ def loss_of(
     Call it inside `packed_execution`. Where the objective is linear the head makes the gradient on its way.
     """
     hidden = packed_hidden(model, batch.input_ids, batch.plan).index_select(0, batch.source)
-    head = head_of(model)
-    options = {"bias": head.bias, "softcap": head.softcap, "scale": head.scale}
     if objective.linear:
-        total, logps = weighted_logprobs(hidden, head.weight, batch.target, batch.weights, **options)
+        head = head_of(model)
+        total, logps = weighted_logprobs(
+            hidden, head.weight, batch.target, batch.weights,
+            bias=head.bias, softcap=head.softcap, scale=head.scale,
+        )  # fmt: skip
         loss = objective(_token_batch(batch, objective, rows, row_index, logps, reference, hidden))
         value = -total
     else:
-        logps = token_logprobs(hidden, head.weight, batch.target, **options)
+        logps = _logprobs(model, hidden, batch)
         loss = objective(_token_batch(batch, objective, rows, row_index, logps, reference, hidden))
         value = loss.sum
     for name, number in loss.metrics.items():
@@ -79,35 +82,48 @@ def _token_batch(
 
 
 class ReferenceLogps:
-    """Log-probs of a frozen model on the scored tokens; computed once per token where `cache` is a file."""
+    """Log-probs of a frozen model on the scored tokens; with a `folder` each is computed once and kept there."""
 
-    def __init__(self, lm: LanguageModel, arithmetic: Arithmetic, cached: bool) -> None:
-        self.lm, self._cached = lm, cached
+    def __init__(self, lm: LanguageModel, arithmetic: Arithmetic, folder: Path | None) -> None:
+        self.lm, self._folder = lm, folder
         self._arithmetic: Arithmetic = arithmetic
-        self._known: np.ndarray | None = None
+        self._known: dict[str, np.memmap] = {}
 
-    def begin(self, store: TokenStore, path: Any) -> None:
-        """Forget the last round's values; keep this one's in the file `path`, whose values a resumed run reads."""
-        if self._cached:
-            mode = "r+" if path.exists() else "w+"
-            self._known = np.memmap(path, dtype=np.float32, mode=mode, shape=(max(store.tokens, 1),))
+    def __call__(self, batch: PackedBatch, work: Work) -> torch.Tensor:
+        """(N,) fp32, for a batch of `work`."""
+        known = None if self._folder is None else self._file(self._folder, work)
+        if known is not None:
+            values = np.array(known[batch.token])
+            if not np.isnan(values).any():
+                return torch.from_numpy(values).to(batch.weights.device)
+        logps = self._compute(batch)
+        if known is not None:
+            known[batch.token] = logps.cpu().numpy()
+        return logps
 
-    def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """(N,) fp32. A stored 0 means "not yet known": log-probs are negative."""
-        device = batch.weights.device
-        if self._known is not None:
-            values = np.asarray(self._known[batch.token])
-            if (values != 0).all():
-                return torch.from_numpy(values).to(device)
-        with torch.no_grad(), self.lm.active() as model:
+    @torch.no_grad()
+    def _compute(self, batch: PackedBatch) -> torch.Tensor:
+        with self.lm.active() as model:
             training = model.training
             model.eval()
-            with packed_execution(model), autocast(self._arithmetic, device):
+            with packed_execution(model), autocast(self._arithmetic, batch.weights.device):
                 hidden = packed_hidden(model, batch.input_ids, batch.plan).index_select(0, batch.source)
-                head = head_of(model)
-                options = {"bias": head.bias, "softcap": head.softcap, "scale": head.scale}
-                logps = token_logprobs(hidden, head.weight, batch.target, **options)
+                logps = _logprobs(model, hidden, batch)
             model.train(training)
-        if self._known is not None:
-            self._known[batch.token] = logps.cpu().numpy()
         return logps
+
+    def _file(self, folder: Path, work: Work) -> np.memmap:
+        """(T,) of the store's tokens, NaN where not yet known; what an earlier run computed is read again."""
+        if work.name not in self._known:
+            path, shape = folder / f"reference-{work.name}.f32", (max(work.store.tokens, 1),)
+            if not path.is_file():
+                part = path.with_suffix(".tmp")
+                np.full(shape, np.nan, dtype=np.float32).tofile(part)
+                part.rename(path)
+            self._known[work.name] = np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
+        return self._known[work.name]
+
+
+def _logprobs(model: nn.Module, hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    head = head_of(model)
+    return token_logprobs(hidden, head.weight, batch.target, bias=head.bias, softcap=head.softcap, scale=head.scale)

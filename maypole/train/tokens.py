@@ -3,6 +3,7 @@
 Knows nothing about batches, models or losses.
 """
 
+import inspect
 import json
 import shutil
 import tempfile
@@ -16,9 +17,11 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from maypole.core.atomic import fsync_tree
 from maypole.core.errors import DataError, UserError
 from maypole.core.identity import cache_dir, digest, identity
 from maypole.core.progress import track
+from maypole.data import chat
 from maypole.data.chat import PROMPT_FILLS, Dropped
 from maypole.train.objective import Objective, Segment
 
@@ -32,6 +35,9 @@ _ARRAYS = {
     "row_index": np.int64,
 }
 _BATCH = 1000
+_FORMAT = "2"  # raised when the same rows would give other arrays
+NOTHING_SCORED = "no token to learn"
+ALIKE = "answers are alike once cut"
 
 
 @dataclass(frozen=True)
@@ -75,33 +81,45 @@ class TokenStore:
         return float(sum(np.abs(self.weights[a:b], dtype=np.float64).sum() for a, b in map(self.bounds, rows)))
 
 
-def tokenize(
-    rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase, max_length: int, *, check: bool = False
-) -> TokenStore:
+def tokenize(rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenStore:
     """All rows of `objective` as tokens, from the cache where the same was done before.
 
-    With `check` the rows are checked against the objective's row type first (rows that `data.read` gave are already).
-    DataError names the row that cannot be encoded.
+    DataError names the row that is not of the objective's row type or cannot be encoded.
     """
-    parts = [identity(rows), identity(objective), tokenizer_identity(tokenizer)]
-    if None in parts:
-        return _write(
-            rows, objective, tokenizer, max_length, check, Path(tempfile.mkdtemp(prefix="maypole-tokens-")), True
-        )
-    target = cache_dir("tokens") / digest(*[p for p in parts if p], str(max_length))
+    key = _key(rows, objective, tokenizer, max_length)
+    if key is None:
+        folder = Path(tempfile.mkdtemp(prefix="maypole-tokens-"))
+        try:
+            _write(rows, objective, tokenizer, max_length, folder)
+            return _open(folder)
+        finally:
+            shutil.rmtree(folder)  # the maps stay readable until they are closed
+    target = cache_dir("tokens") / key
     if not (target / "store.json").is_file():
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            _write(rows, objective, tokenizer, max_length, check, part, False)
+            _write(rows, objective, tokenizer, max_length, part)
+            fsync_tree(part)
             part.rename(target)
         except OSError:
-            shutil.rmtree(part, ignore_errors=True)
             if not (target / "store.json").is_file():  # else another process made the same
                 raise
-        except BaseException:
+        finally:
             shutil.rmtree(part, ignore_errors=True)
-            raise
     return _open(target)
+
+
+def _key(rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str | None:
+    """What decides the tokens: rows, objective and its code, tokenizer, length; None where one is unknown."""
+    parts = [identity(rows), identity(objective), tokenizer_identity(tokenizer)]
+    code = [_code(type(objective)), _code(chat)]
+    known = [part for part in (*parts, *code) if part is not None]
+    return digest(_FORMAT, str(max_length), *known) if len(known) == len(parts) + len(code) else None
+
+
+def _code(thing: Any) -> str | None:
+    file = inspect.getsourcefile(thing)
+    return digest(Path(file).read_bytes()) if file and Path(file).is_file() else None
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -113,19 +131,14 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _write(
-    rows: Dataset,
-    objective: Objective,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    check: bool,
-    folder: Path,
-    temporary: bool,
-) -> TokenStore:
+    rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase, max_length: int, folder: Path
+) -> None:
     dropped: Counter[str] = Counter()
     names: dict[str, int] = {}
     totals = {"tokens": 0, "segments": 0, "unshared": 0}
     files = {name: (folder / name).open("wb") for name in _ARRAYS}
-    columns = [c for c in rows.column_names if c in objective.rows.columns or c in objective.columns] or None
+    wanted = {*objective.rows.columns, *objective.rows.optional, *objective.columns}
+    columns = [c for c in rows.column_names if c in wanted]
 
     def emit(name: str, values: Any) -> None:
         files[name].write(np.asarray(values, dtype=_ARRAYS[name]).tobytes())
@@ -133,14 +146,14 @@ def _write(
     try:
         emit("segment_start", [0])
         emit("row_start", [0])
-        wanted = rows.select_columns(columns) if columns else rows
+        chosen = rows.select_columns(columns) if columns else rows
         with track("tokenize", len(rows), "rows") as step:
-            for begin in range(0, len(wanted), _BATCH):
-                batch: dict[str, list] = wanted[begin : begin + _BATCH]
+            for begin in range(0, len(chosen), _BATCH):
+                batch: dict[str, list] = chosen[begin : begin + _BATCH]
                 count = len(next(iter(batch.values())))
                 for i in range(count):
                     row = {name: values[i] for name, values in batch.items()}
-                    for tree in _trees(row, begin + i, objective, tokenizer, max_length, check, dropped):
+                    for tree in _trees(row, begin + i, objective, tokenizer, max_length, dropped):
                         _emit_row(tree, begin + i, emit, names, totals)
                 step(count)
     finally:
@@ -148,10 +161,6 @@ def _write(
             file.close()
     head = {"names": list(names), "dropped": dict(dropped), "unshared": totals["unshared"]}
     (folder / "store.json").write_text(json.dumps(head))
-    store = _open(folder)
-    if temporary:
-        shutil.rmtree(folder)  # the maps stay readable until they are closed
-    return store
 
 
 def _trees(
@@ -160,12 +169,11 @@ def _trees(
     objective: Objective,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    check: bool,
     dropped: Counter[str],
 ) -> Iterator[Segment]:
+    """What is computed for one row: nothing (counted), one tree, or the windows of a long text."""
     try:
-        if check:
-            objective.rows.check(row)
+        objective.rows.check(row)
         made = objective.segments(row, tokenizer)
     except DataError as error:
         raise DataError(error.what, row=number + 1, field=error.field, expected=error.expected) from error
@@ -173,13 +181,17 @@ def _trees(
         dropped[made.reason] += 1
         return
     if objective.overlong == "split" and not made.children:
-        yield from _split(made, max_length)
-        return
-    tree = _cut(made, max_length)
-    if not _scored(tree, first=True):
-        dropped[PROMPT_FILLS if _scored(made, first=True) else "no token to learn"] += 1
-        return
-    yield tree
+        trees = [window for window in _split(made, max_length) if _scored(window, first=True)]
+        reason = NOTHING_SCORED
+    else:
+        tree = _cut(made, max_length)
+        trees = [tree] if _scored(tree, first=True) else []
+        reason = PROMPT_FILLS if _scored(made, first=True) else NOTHING_SCORED
+        if trees and _alike(tree) and not _alike(made):
+            trees, reason = [], ALIKE
+    if not trees:
+        dropped[reason] += 1
+    yield from trees
 
 
 def _split(segment: Segment, max_length: int) -> Iterator[Segment]:
@@ -203,6 +215,11 @@ def _scored(segment: Segment, first: bool) -> bool:
     """Whether a token with something before it has a weight."""
     weights = segment.weights[1:] if first else segment.weights
     return any(weights) or any(_scored(child, first and not segment.ids) for child in segment.children)
+
+
+def _alike(tree: Segment) -> bool:
+    """Whether a tree's answers are one and the same."""
+    return len(tree.children) > 1 and all(c.ids == tree.children[0].ids for c in tree.children[1:])
 
 
 def _emit_row(tree: Segment, number: int, emit: Any, names: dict[str, int], totals: dict[str, int]) -> None:

@@ -60,7 +60,7 @@ class PackedTrainer(transformers.Trainer):
         metrics: Metrics,
         seed: int,
         reference: ReferenceLogps | None,
-        evaluation: list[Work],
+        evaluation: Work | None,
         callbacks: tuple[TrainerCallback, ...],
     ) -> None:
         self.lm, self.objective, self.source, self.config = lm, objective, source, config
@@ -152,8 +152,6 @@ class PackedTrainer(transformers.Trainer):
     def _begin_round(self, work: Work) -> None:
         if self.config.optimizer == "fresh" and self._round >= 0:
             self.optimizer.state.clear()
-        if self.reference is not None:
-            self.reference.begin(work.store, self.checkpoints / f"reference-{work.round:03}.f32")
         self._round = work.round
 
     def _sum(self, work: Work, *, backward: bool) -> torch.Tensor:
@@ -161,7 +159,7 @@ class PackedTrainer(transformers.Trainer):
         total = torch.zeros((), dtype=torch.float64, device=device)
         for rows in work.batches:
             batch = pack(work.store, rows).to(device)
-            reference = self.reference(batch) if self.reference is not None and backward else None
+            reference = self.reference(batch, work) if self.reference is not None else None
             sums = self.sums if backward else Counter()
             with packed_execution(self.lm.model), torch.set_grad_enabled(backward):
                 with autocast(self.arithmetic, device):
@@ -176,8 +174,8 @@ class PackedTrainer(transformers.Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss on the evaluation rows, in eval mode."""
         self.model.eval()  # type: ignore[union-attr]
-        loss = sum(float(self._sum(work, backward=False)) for work in self.evaluation)
-        value = loss / sum(work.denominator for work in self.evaluation)
+        assert self.evaluation is not None
+        value = float(self._sum(self.evaluation, backward=False)) / self.evaluation.denominator
         self.model.train()  # type: ignore[union-attr]
         self.log({"eval_loss": value})
         return {"eval_loss": value}
@@ -192,9 +190,7 @@ class PackedTrainer(transformers.Trainer):
                 logs[name] = value / denominator if denominator else 0.0
             self.sums.clear()
             logs["tokens"] = self.tokens_seen
-        logs["epoch"] = round(
-            self.state.global_step / max(self.source.steps_per_round, 1) * self.config.num_train_epochs, 4
-        )
+        logs["epoch"] = round(self.source.epoch(self.state.global_step), 4)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -222,6 +218,7 @@ class PackedTrainer(transformers.Trainer):
         load_trainable(self.lm.model, Path(resume_from_checkpoint))
         own = torch.load(Path(resume_from_checkpoint) / "packed.pt", weights_only=True)
         self.tokens_seen = self._kept_tokens = own["tokens_seen"]
+        self._round = own["round"]
 
 
 class _Bookkeeping(TrainerCallback):

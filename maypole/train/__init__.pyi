@@ -1,0 +1,11 @@
+from .config import TrainConfig as TrainConfig
+from .fit import fit as fit
+from .objective import Loss as Loss
+from .objective import Objective as Objective
+from .objective import Rounds as Rounds
+from .objective import Segment as Segment
+from .objective import TokenBatch as TokenBatch
+from .result import save_result as save_result
+from .supervised import Chats as Chats
+from .supervised import Completions as Completions
+from .supervised import LanguageModeling as LanguageModeling
