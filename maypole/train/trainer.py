@@ -91,7 +91,10 @@ class PackedTrainer(transformers.Trainer):
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
-        super().__init__(model=lm.model, args=args, train_dataset=Steps(source.steps), callbacks=list(callbacks))
+        super().__init__(
+            model=lm.model, args=args, train_dataset=Steps(source.steps), callbacks=list(callbacks),
+            eval_dataset=Steps(1) if evaluation else None,
+        )  # fmt: skip
         for default in (transformers.PrinterCallback, transformers.ProgressCallback):
             self.remove_callback(default)
         self.add_callback(_Bookkeeping(self))
