@@ -13,6 +13,21 @@ COMMANDS: Table = {
         "maypole.claims.verbs:claim",
         "Check a system's claim: run its experiment and compare with the paper.",
     ),
+    ("engine", "generate"): ("maypole.engine.verbs:generate", "Continue prompts with a model."),
+    ("engine", "score"): ("maypole.engine.verbs:score", "Score continuations: how likely a model finds them."),
+    ("engine", "embed"): ("maypole.engine.verbs:embed", "Turn texts into vectors."),
+    ("evaluate", "perplexity"): (
+        "maypole.evaluate.verbs:perplexity",
+        "Measure how surprised a model is by text.",
+    ),
+    ("evaluate", "tasks"): (
+        "maypole.evaluate.verbs:tasks",
+        "Ask a model questions with known answers and score what it says.",
+    ),
+    ("evaluate", "winrate"): (
+        "maypole.evaluate.verbs:winrate",
+        "Let a judge compare two models' answers to the same prompts.",
+    ),
     ("models", "info"): ("maypole.models.verbs:info", "Show what a model or adapter is and where it comes from."),
     ("models", "merge"): ("maypole.models.verbs:merge", "Merge an adapter into its base model."),
     ("models", "export"): (
