@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY     := $(VENV)/bin/python
 OUT    ?= run
 
-.PHONY: setup setup-bench tour test lint claims bench clean
+.PHONY: setup setup-bench tour test lint docs claims bench clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,9 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports
+
+docs: setup
+	$(PY) docs/render.py
 
 claims: setup
 	$(VENV)/bin/maypole claim --all

@@ -1,1 +1,1 @@
-"""Room: look inside a model. Changes nothing it looks at."""
+"""Room: look inside a model. Knows nothing about training and changes nothing it looks at."""

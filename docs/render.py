@@ -1,0 +1,55 @@
+"""Writes the parts of README and docs that derive from the code: nobody types a table of systems twice.
+
+``python docs/render.py`` rewrites them, ``--check`` exits 1 where one is out of date (a test does the same).
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from maypole import catalogue
+
+ROOT = Path(__file__).parent.parent
+
+
+def systems() -> str:
+    """The table of systems, room by room."""
+    lines = ["| room | system | paper | command | |", "|---|---|---|---|---|"]
+    for room, purpose in catalogue.ROOMS.items():
+        for place, system in enumerate(s for s in catalogue.SYSTEMS if s.room == room):
+            named = f"**{room}** ({purpose})" if not place else ""
+            state = "" if system.built else "planned"
+            title = f"[{system.title}](docs/systems/{system.id}.md)" if system.built else system.title
+            paper = f"[{system.arxiv}]({system.source})"
+            lines.append(f"| {named} | {title} | {paper} | `maypole {system.command}` | {state} |")
+    return "\n".join(lines)
+
+
+PARTS: dict[str, dict[str, Callable[[], str]]] = {"README.md": {"systems": systems}}
+"""File -> the name between its markers ``<!-- NAME -->`` and ``<!-- /NAME -->`` -> what stands there."""
+
+
+def rendered(name: str) -> str:
+    """The file with its derived parts made anew."""
+    text = (ROOT / name).read_text()
+    for part, make in PARTS[name].items():
+        pattern = re.compile(rf"(<!-- {part} -->\n).*?(\n<!-- /{part} -->)", re.DOTALL)
+        text, count = pattern.subn(lambda found, made=make(): found[1] + made + found[2], text)
+        if count != 1:
+            raise SystemExit(f"{name}: expected the markers of {part!r} once, found {count}")
+    return text
+
+
+def main() -> int:
+    stale = [name for name in PARTS if rendered(name) != (ROOT / name).read_text()]
+    if "--check" in sys.argv[1:]:
+        print("\n".join(f"{name} is out of date: python docs/render.py" for name in stale), file=sys.stderr)
+        return bool(stale)
+    for name in stale:
+        (ROOT / name).write_text(rendered(name))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
