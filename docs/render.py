@@ -34,10 +34,11 @@ def rendered(name: str) -> str:
     """The file with its derived parts made anew."""
     text = (ROOT / name).read_text()
     for part, make in PARTS[name].items():
-        pattern = re.compile(rf"(<!-- {part} -->\n).*?(\n<!-- /{part} -->)", re.DOTALL)
-        text, count = pattern.subn(lambda found, made=make(): found[1] + made + found[2], text)
-        if count != 1:
-            raise SystemExit(f"{name}: expected the markers of {part!r} once, found {count}")
+        pattern = re.compile(rf"<!-- {part} -->\n.*?\n<!-- /{part} -->", re.DOTALL)
+        if len(pattern.findall(text)) != 1:
+            raise ValueError(f"{name}: expected the markers of {part!r} once")
+        begin, end = pattern.split(text)
+        text = f"{begin}<!-- {part} -->\n{make()}\n<!-- /{part} -->{end}"
     return text
 
 

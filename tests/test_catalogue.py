@@ -49,4 +49,4 @@ def test_rooms_exist_as_packages_that_say_their_one_idea():
     packages = [*catalogue.ROOMS, "core", "data", "models", "engine", "train", "village", "tour", "claims", "cli"]
     for name in packages:
         module = importlib.import_module(f"maypole.{name}")
-        assert module.__doc__ and module.__doc__.startswith(("Floor", "Room")), name
+        assert (module.__doc__ or "").startswith(("Floor", "Room")), name

@@ -11,7 +11,8 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 import render  # noqa: E402
 
-PAGES = sorted({p.relative_to(ROOT).as_posix() for place in ("*.md", "docs/**/*.md", "benchmarks/*.md") for p in ROOT.glob(place)})
+PLACES = ("*.md", "docs/**/*.md", "benchmarks/*.md")
+PAGES = sorted(page.relative_to(ROOT).as_posix() for place in PLACES for page in ROOT.glob(place))
 
 
 @pytest.mark.parametrize("name", render.PARTS)
