@@ -7,11 +7,8 @@ checkpoint. Knows nothing about what the result holds.
 import json
 import logging
 import os
-import resource
 import shlex
 import shutil
-import sys
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,15 +17,13 @@ from typing import Any
 
 from maypole.core import manifest as manifests
 from maypole.core.atomic import fsync_directory, fsync_tree, is_temporary, write_atomic
+from maypole.core.clock import Clock
 from maypole.core.config import to_yaml
-from maypole.core.errors import ArtifactError
+from maypole.core.errors import ArtifactError, UserError
 from maypole.core.lock import NAME as LOCK
 from maypole.core.lock import DirectoryLock
 from maypole.core.metrics import Metrics
 from maypole.core.runlog import RunLog
-
-SAVE_SECONDS = 5.0
-"""Seconds between two notes of the time spent so far; a kill forgets at most these."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +48,7 @@ class Artifact:
         self._lock: DirectoryLock | None = None
         self._run_log: RunLog | None = None
         self._parent: Artifact | None = None
-        self._clock = _Clock(manifest)
+        self._clock = Clock(manifest)
         self.metrics = Metrics(path / "metrics.jsonl", self._note_time)
 
     @property
@@ -105,8 +100,6 @@ class Artifact:
         process, holds another result, or cannot be written.
         """
         out = Path(os.path.normpath(out))
-        if out.exists() and not out.is_dir():
-            raise ArtifactError("is a file", str(out), "a directory, or a path where none is yet")
         document = manifests.describe(out, kind, config, inputs or {}, seed)
         found = _finished_at(out, document, force)
         if found is not None:
@@ -127,6 +120,29 @@ class Artifact:
         if document["state"] != "finished":
             raise ArtifactError("is not finished", str(path), f"continue with: {command_line(document)}")
         return cls(path, document)
+
+    @classmethod
+    def find(
+        cls,
+        out: str | Path,
+        *,
+        kind: str,
+        config: object = None,
+        inputs: dict[str, object] | None = None,
+        seed: int = 0,
+        force: bool = False,
+    ) -> "Artifact | None":
+        """What `open` would go on with: the same command's result or unfinished work, or None. Changes nothing.
+
+        ArtifactError where another command's result or work is in the way, as there.
+        """
+        out = Path(os.path.normpath(out))
+        document = manifests.describe(out, kind, config, inputs or {}, seed)
+        found = _finished_at(out, document, force)
+        if found is not None:
+            return found
+        begun = _begun(_part(out), document, force)
+        return None if begun is None else cls(_part(out), begun)
 
     def child(
         self,
@@ -204,6 +220,9 @@ class Artifact:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failed = kind is not None and issubclass(kind, Exception)
+        if isinstance(error, UserError) and self._lock is not None and not manifests.has_work(self.path):
+            self._drop()  # or the command, once it is put right, would find another's unfinished work in its way
+            return
         self.close("failed" if failed else "interrupted", str(error)[:500] if failed else "")
 
     @classmethod
@@ -256,6 +275,11 @@ class Artifact:
         if aside.exists():
             shutil.rmtree(aside)
 
+    def _drop(self) -> None:
+        self._stop_log()
+        shutil.rmtree(self.path)
+        self._release()
+
     def _adopt(self, child: "Artifact", name: str) -> None:
         if not self.finished and self.manifest["children"].get(name) != child.key:
             self.manifest["children"][name] = child.key
@@ -285,37 +309,9 @@ class Artifact:
             self._run_log = None
 
 
-class _Clock:
-    """Seconds and memory of this run on top of those of the runs it continues."""
-
-    def __init__(self, manifest: dict) -> None:
-        self._before = {n: manifest.get(n, 0) for n in ("wall_seconds", "cpu_seconds", "peak_rss_bytes")}
-        self.resumed = self._before["wall_seconds"] > 0
-        self._wall, self._cpu = time.monotonic(), _cpu_seconds()
-        self._saved = self._wall
-
-    def due(self) -> bool:
-        return time.monotonic() - self._saved >= SAVE_SECONDS
-
-    def read(self) -> dict[str, float | int]:
-        self._saved = time.monotonic()
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes there, kilobytes elsewhere
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return {
-            "wall_seconds": round(self._before["wall_seconds"] + self._saved - self._wall, 3),
-            "cpu_seconds": round(self._before["cpu_seconds"] + _cpu_seconds() - self._cpu, 3),
-            "peak_rss_bytes": max(self._before["peak_rss_bytes"], peak),
-        }
-
-
 def command_line(manifest: dict) -> str:
     """The command that made, or continues, the result of `manifest`."""
     return shlex.join(manifest.get("command") or ["maypole"])
-
-
-def _cpu_seconds() -> float:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def _part(out: Path) -> Path:
@@ -328,6 +324,8 @@ def _aside(out: Path) -> Path:
 
 def _finished_at(out: Path, document: dict, force: bool) -> Artifact | None:
     """The finished result at `out` if it has the key of `document`; None where there is room for a new one."""
+    if out.exists() and not out.is_dir():
+        raise ArtifactError("is a file", str(out), "a directory, or a path where none is yet")
     found = manifests.read(out)
     if found is None:
         if out.exists() and any(p.name != LOCK for p in out.iterdir()):
@@ -348,19 +346,11 @@ def _finished_at(out: Path, document: dict, force: bool) -> Artifact | None:
     )
 
 
-def _continued(part: Path, document: dict, force: bool) -> dict:
-    """The manifest to go on with in the locked directory `part`: its own, or `document` in an emptied one."""
+def _begun(part: Path, document: dict, force: bool) -> dict | None:
+    """The manifest in `part` if its key is that of `document`; None where its work is nobody's or may be dropped."""
     found = manifests.read(part)
-    if found is None:
-        strangers = [p for p in part.iterdir() if p.name != LOCK and not is_temporary(p)]
-        if strangers:
-            raise ArtifactError("has files that maypole did not make", str(strangers[0]), "name another --out")
-        return document
-    if found["key"] == document["key"]:
-        if found["state"] == "finished":
-            return found
-        kept = ("wall_seconds", "cpu_seconds", "peak_rss_bytes", "children", "metrics")
-        return {**document, **{name: found[name] for name in kept}}
+    if found is None or found["key"] == document["key"]:
+        return found
     if not force and found.get("reusable", True):
         raise ArtifactError(
             "holds unfinished work of another command; what differs:\n    "
@@ -368,6 +358,22 @@ def _continued(part: Path, document: dict, force: bool) -> dict:
             str(part),
             f"continue that one: {command_line(found)}; or drop it with --force; or name another --out",
         )
+    return None
+
+
+def _continued(part: Path, document: dict, force: bool) -> dict:
+    """The manifest to go on with in the locked directory `part`: its own, or `document` in an emptied one."""
+    if manifests.read(part) is None:
+        strangers = [p for p in part.iterdir() if p.name != LOCK and not is_temporary(p)]
+        if strangers:
+            raise ArtifactError("has files that maypole did not make", str(strangers[0]), "name another --out")
+        return document
+    found = _begun(part, document, force)
+    if found is not None:
+        if found["state"] == "finished":
+            return found
+        kept = ("wall_seconds", "cpu_seconds", "peak_rss_bytes", "children", "metrics")
+        return {**document, **{name: found[name] for name in kept}}
     for path in part.iterdir():
         if path.name == LOCK:
             continue

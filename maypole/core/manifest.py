@@ -21,8 +21,8 @@ from maypole.core.lock import NAME as LOCK
 
 FILE = "manifest.json"
 CHECKPOINTS = "checkpoints"
-RECORDS = frozenset({FILE, LOCK, "run.log", "metrics.jsonl"})
-"""Files that tell about a run rather than being its result: they hold times, so `files` leaves them out."""
+RECORDS = frozenset({FILE, LOCK, "run.log", "metrics.jsonl", "tensorboard"})
+"""Files and folders that tell about a run rather than being its result: they hold times, so `files` leaves them out."""
 
 _VERSIONS = ("maypole", "torch", "transformers", "tokenizers", "datasets", "peft", "accelerate", "numpy")
 _NEAR = 2
@@ -104,12 +104,19 @@ def list_files(root: Path, children: dict[str, str]) -> list[dict[str, Any]]:
         relative = file.relative_to(root)
         if any(relative.is_relative_to(name) for name in children) or relative.parts[0] == CHECKPOINTS:
             continue
-        if relative.as_posix() in RECORDS or is_temporary(file):
+        if relative.parts[0] in RECORDS or is_temporary(file):
             continue
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, hasher).hexdigest()
         listed.append({"path": relative.as_posix(), "size": file.stat().st_size, "blake2b": content})
     return listed
+
+
+def has_work(directory: Path) -> bool:
+    """Whether an unfinished run left anything in `directory` besides the note that it began."""
+    begun = {FILE, LOCK, "run.log", "config.yaml"}
+    files = (file.relative_to(directory) for file in files_below(directory) if not is_temporary(file))
+    return any(file.as_posix() not in begun for file in files)
 
 
 def _numbers(value: Any) -> Any:

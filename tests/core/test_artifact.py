@@ -8,7 +8,7 @@ import pytest
 
 from maypole.core.artifact import Artifact
 from maypole.core.config import RunOptions, from_yaml, setting
-from maypole.core.errors import ArtifactError
+from maypole.core.errors import ArtifactError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -264,3 +264,45 @@ def test_the_key_counts_kind_settings_seed_and_inputs_but_not_how_the_run_works(
     ]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 4
+
+
+def test_wrong_input_found_before_any_work_leaves_nothing_in_the_way_of_the_right_command():
+    with pytest.raises(UserError), _open():
+        raise UserError("no such column", "in.txt")
+    assert not Path("out.part").exists()
+    with _open(rate=0.2):
+        pass
+    assert Path("out.part").is_dir()
+
+
+def test_wrong_input_found_in_the_middle_of_the_work_leaves_it():
+    def fail() -> None:
+        with _open() as artifact:
+            artifact.plan(lambda: {"steps": 7})
+            raise UserError("the loss is nan")
+
+    with pytest.raises(UserError):
+        fail()
+    assert _open().plan(lambda: {}) == {"steps": 7}
+
+
+def test_what_a_command_would_find_is_told_and_nothing_changes():
+    def find(rate: float, **more) -> Artifact | None:
+        config = Config(learning_rate=rate)
+        return Artifact.find("out", kind="demo", config=config, inputs={"data": "in.txt"}, **more)
+
+    assert find(0.1) is None
+    assert not list(Path().glob("out*"))
+    _open().close()
+    begun = find(0.1)
+    assert begun is not None
+    assert (begun.path, begun.finished) == (Path("out.part"), False)
+    with pytest.raises(ArtifactError, match=r"out\.part: holds unfinished work of another command"):
+        find(0.2)
+    assert find(0.2, force=True) is None
+    _finished()
+    done = find(0.1)
+    assert done is not None
+    assert (done.path, done.finished) == (Path("out"), True)
+    with pytest.raises(ArtifactError, match=r"out: holds the result of another command"):
+        find(0.2)
