@@ -105,13 +105,21 @@ def create(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, seed: i
     return LanguageModel(model.eval(), tokenizer, f"new {config.model_type}", f"created:{made}")
 
 
-def create_from(directory: str | Path, seed: int) -> LanguageModel:
-    """A model from nothing, shaped by a directory that holds a config and a tokenizer but no weights."""
+def create_from(
+    directory: str | Path, seed: int, *, device: str | torch.device | None = None, dtype: str = "auto"
+) -> LanguageModel:
+    """A model from nothing, shaped by a directory that holds a config and a tokenizer but no weights.
+
+    It is held in fp32 and saved in `dtype`, "auto" being fp32 too.
+    """
     path, name = Path(directory), str(directory)
     if not (path / "config.json").is_file():
         raise UserError("config.json is missing", name, "a directory with a config and a tokenizer")
     lm = create(read_config(path, name, False), _tokenizer(path, name, False), seed)
     lm.name = str(path.resolve())
+    lm.model.to(_device(device))
+    if dtype != "auto":
+        lm.dtype = getattr(torch, dtype)
     return lm
 
 
@@ -198,7 +206,7 @@ def _weights(path: Path, name: str, task: Task, config: Any, dtype: torch.dtype,
         raise UnsupportedCapability("its weights are stored quantized", name, hint)
     factory = getattr(transformers, _CLASSES[task])
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, report = factory.from_pretrained(
                 path, config=config, dtype=dtype, trust_remote_code=trust, use_safetensors=True,
                 ignore_mismatched_sizes=True, output_loading_info=True,
@@ -224,8 +232,8 @@ def _weights(path: Path, name: str, task: Task, config: Any, dtype: torch.dtype,
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No bar and no report on stderr: what is wrong with a checkpoint is said in one error."""
+def quiet_transformers() -> Iterator[None]:
+    """No bar and no report of transformers on stderr: what is wrong with a checkpoint is said in one error."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -129,6 +129,8 @@ def test_create_from_needs_no_weights(make):
     lm = loading.create_from(path, seed=1)
     assert lm.name == str(path)
     assert torch.equal(lm.model.lm_head.weight, loading.create_from(path, seed=1).model.lm_head.weight)
+    half = loading.create_from(path, seed=1, device="cpu", dtype="bfloat16")
+    assert (half.dtype, half.model.dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_a_hub_id_is_read_from_the_hub_s_cache_and_known_by_its_commit(make, tmp_path, monkeypatch):
