@@ -1,6 +1,7 @@
 """Small checkpoints that know the village: by name, from the package or made by `fit` from a recipe.
 
-``python -m maypole.village.zoo village-4M-prose --out DIR`` makes one anew. Knows nothing about what they are used for.
+``python -m maypole.village.zoo make NAME --out DIR`` makes one anew, ``examine NAME`` prints what it knows. Knows nothing
+about what they are used for.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from cyclopts import App
 from datasets import Dataset, Features, List, Value
-from transformers import LlamaConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from maypole.core.artifact import Artifact
 from maypole.core.errors import UserError
@@ -29,9 +30,10 @@ from maypole.train.fit import fit
 from maypole.train.objective import Loss, Need, Segment, TokenBatch
 from maypole.train.supervised import negative_log_likelihood
 from maypole.train.tokens import tokenizer_identity
+from maypole.village.examine import examine, table
 from maypole.village.mix import MAX_TOKENS, Document, base_mix, phase1
 from maypole.village.prose import prose
-from maypole.village.tokenizer import train_tokenizer
+from maypole.village.tokenizer import END, train_tokenizer
 from maypole.village.world import World
 
 SHIPPED = Path(__file__).parent / "base"
@@ -148,6 +150,8 @@ def blank(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
     )
     lm = create(config, tokenizer, recipe.seed)
     lm.name, lm.dtype = recipe.name, torch.bfloat16
+    ends: Any = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END)]  # of a text, of an assistant's turn
+    lm.model.generation_config = GenerationConfig(**ids | {"eos_token_id": ends})
     generator = torch.Generator().manual_seed(derive(recipe.seed, "village init"))
     view = blocks(lm.model)
     embeddings: Any = view.embeddings
@@ -175,15 +179,22 @@ def _dataset(mix: Iterator[Document], fingerprint: str) -> Dataset:
     return made
 
 
-app = App(name="python -m maypole.village.zoo", help="Make a checkpoint of the village anew.")
+app = App(name="python -m maypole.village.zoo", help="Checkpoints of the village: make one anew, examine one.")
 
 
-@app.default
+@app.command(name="make")
 def rebuild(name: str, *, out: Path) -> None:
     """Train the checkpoint `name` into the directory `out`; stopped and started again, it goes on."""
     if name not in RECIPES:
         raise UserError(f"no recipe called {name!r}", "village.zoo", f"recipes: {', '.join(RECIPES)}")
     make(RECIPES[name], out)
+
+
+@app.command(name="examine")
+def show(name: str, *, count: int = 100) -> None:
+    """Print the card's table for a checkpoint by name, or for a directory."""
+    lm = load_zoo(name) if (SHIPPED / name).is_dir() else load(name)
+    print(table(examine(lm, count)))
 
 
 if __name__ == "__main__":
