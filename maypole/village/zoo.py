@@ -1,7 +1,7 @@
 """Small checkpoints that know the village: by name, from the package or made by `fit` from a recipe.
 
-``python -m maypole.village.zoo make NAME --out DIR`` makes one anew, ``examine NAME`` prints what it knows. Knows nothing
-about what they are used for.
+``python -m maypole.village.zoo make NAME --out DIR`` makes one anew, ``examine NAME`` prints what one knows.
+Knows nothing about what they are used for.
 """
 
 import math
