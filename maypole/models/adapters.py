@@ -224,7 +224,7 @@ def _unchanged_on_error(lm: LanguageModel, name: str) -> Iterator[None]:
         yield
     except BaseException:
         if not had:
-            _strip(transformer)
+            strip(transformer)
         elif name in lm.model.peft_config:
             lm.model.delete_adapter(name)
             lm.model.base_model.set_adapter(active)
@@ -233,7 +233,8 @@ def _unchanged_on_error(lm: LanguageModel, name: str) -> Iterator[None]:
         raise
 
 
-def _strip(model: nn.Module) -> None:
+def strip(model: nn.Module) -> None:
+    """Take the adapters of a transformers model out of it again; their weights are lost, the base is as it was."""
     for parent in list(model.modules()):
         for key, child in list(parent.named_children()):
             if isinstance(child, BaseTunerLayer):

@@ -159,16 +159,21 @@ def packed_execution(model: nn.Module) -> Iterator[None]:
     """Run `model` through "maypole" attention; restored on the way out. A missing plan raises inside."""
     check_supported(model)
     plain = "sdpa" if getattr(causal_lm(model), "_supports_sdpa", False) else "eager"
-    before = [(c, c._attn_implementation) for c in configs(model)]
+    before = [(c, c._attn_implementation, _ours(c)) for c in configs(model)]
     try:
-        for config, _ in before:
+        for config, _, _ in before:
             use_packed(config, plain)
         yield
     finally:
-        for config, implementation in before:
+        for config, implementation, ours in before:
             config._attn_implementation = implementation
-            config.__dict__.pop("_maypole_strict", None)
-            config.__dict__.pop("_maypole_plain", None)
+            for name in _ours(config):
+                delattr(config, name)
+            config.__dict__.update(ours)
+
+
+def _ours(config: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(config).items() if name.startswith("_maypole")}
 
 
 def use_packed(config: Any, plain: str = "sdpa", strict: bool = True) -> None:

@@ -74,7 +74,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: At
     if explicit or (length <= MATH_LIMIT and q.device.type == "cpu"):
         return _explicit(q, k, v, spec, window)
     dtype = q.dtype
-    if q.device.type == "cpu":  # the backward of the CPU kernel is slow in bf16
+    if q.device.type == "cpu" and dtype != torch.float64:  # the backward of the CPU kernel is slow in bf16
         q, k, v = q.float(), k.float(), v.float()
     mask = None if window is None else _allowed(length, window, q.device)
     with torch.autocast(q.device.type, enabled=False):
@@ -106,7 +106,7 @@ def _explicit(
             scores = torch.baddbmm(bias, q, k, beta=1.0, alpha=spec.scaling)
         else:
             scores = torch.tanh(torch.bmm(q, k) * (spec.scaling / spec.softcap)) * spec.softcap + bias
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(v.dtype, torch.float32)).to(v.dtype)
         if spec.dropout > 0.0:
             weights = F.dropout(weights, spec.dropout)
         out = torch.bmm(weights, v)

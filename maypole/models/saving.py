@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from maypole.core.errors import UserError
 from maypole.models.attention import configs
 from maypole.models.language_model import FOLLOW, LanguageModel
+from maypole.models.loading import quiet_transformers
 
 
 def save(
@@ -43,7 +44,8 @@ def _save_model(lm: LanguageModel, path: Path, stored: torch.dtype, max_shard_si
     for config, name, _ in ours:
         delattr(config, name)
     try:
-        model.save_pretrained(path, state_dict=_in_dtype(model, stored), max_shard_size=max_shard_size)
+        with quiet_transformers():
+            model.save_pretrained(path, state_dict=_in_dtype(model, stored), max_shard_size=max_shard_size)
         model.config.dtype = stored  # save_pretrained has written what the module runs in
         model.config.save_pretrained(path)
     finally:

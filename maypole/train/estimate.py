@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maypole.core.progress import duration
+from maypole.core.progress import duration, say
 from maypole.models.language_model import LanguageModel
 from maypole.train.precision import Arithmetic, autocast
 from maypole.train.source import Source
@@ -34,15 +34,23 @@ class Estimate:
     sharing_ratio: float
     peak_memory_bytes: int
     seconds: float
+    arithmetic: str
+    dropped: dict[str, int]
 
     def announce(self) -> None:
-        log.info(
-            "training %s of %s parameters (%.2f %%) for %s steps, about %s tokens; padded batches would compute %.2f "
-            "times as many, repeated prompts %.2f times; about %.1f GB, about %s",
-            f"{self.trainable:,}", f"{self.parameters:,}", 100 * self.trainable / self.parameters,
-            f"{self.steps:,}", f"{self.tokens:,}", self.padding_ratio, self.sharing_ratio,
-            self.peak_memory_bytes / 1e9, duration(self.seconds),
-        )  # fmt: skip
+        """Say it to whoever watches, and to run.log."""
+        share = 100 * self.trainable / self.parameters
+        repeated = f", repeated prompts {self.sharing_ratio:.2f} times" if self.sharing_ratio > 1.005 else ""
+        left_out = f"; rows left out: {', '.join(f'{n:,} ({why})' for why, n in self.dropped.items())}"
+        lines = (
+            f"{self.trainable:,} of {self.parameters:,} parameters learn ({share:.3g} %), in {self.steps:,} steps",
+            f"about {self.tokens:,} tokens; padded batches would compute {self.padding_ratio:.2f} times as many"
+            f"{repeated}{left_out if self.dropped else ''}",
+            f"about {self.peak_memory_bytes / 1e9:.2g} GB and {duration(self.seconds)} in {self.arithmetic}",
+        )
+        for line in lines:
+            say(f"train: {line}")
+            log.info(line)
 
     def facts(self) -> dict[str, float | int]:
         """What belongs into the manifest."""
@@ -69,7 +77,7 @@ def estimate(lm: LanguageModel, source: Source, plan: dict[str, Any], threads: i
     seconds = 2.0 * flops / _rate(plan["precision"], lm.device)  # matrix products are half of a step
     return Estimate(
         trainable, total, source.steps, tokens, padded / int(sample.sum()), store.unshared_tokens / store.tokens,
-        peak_memory(lm, source, plan), seconds,
+        peak_memory(lm, source, plan), seconds, plan["precision"], store.dropped,
     )  # fmt: skip
 
 

@@ -3,11 +3,11 @@
 Knows nothing about where rows come from or which paper an objective implements.
 """
 
-import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,22 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from maypole.core.artifact import Artifact
-from maypole.core.errors import UserError
-from maypole.core.progress import track
+from maypole.core.errors import UnsupportedCapability, UserError
+from maypole.core.progress import say, track
 from maypole.core.seeds import derive
-from maypole.models.adapters import merged, new_adapter
-from maypole.models.attention import current_plan
+from maypole.models.attention import attention_plan, current_plan
 from maypole.models.forward import self_test
 from maypole.models.language_model import LanguageModel
 from maypole.train.config import TrainConfig
-from maypole.train.estimate import Estimate, estimate
+from maypole.train.estimate import Estimate, choose_checkpointing, estimate
 from maypole.train.objective import Objective, Rounds
 from maypole.train.precision import decide, masters
 from maypole.train.result import load_result, save_result
 from maypole.train.source import Source, Work, nonempty, work
 from maypole.train.step import ReferenceLogps
-from maypole.train.trainer import PackedTrainer, finished_checkpoints, load_trainable
-
-log = logging.getLogger(__name__)
+from maypole.train.trackers import TENSORBOARD, check_installed, tensorboard
+from maypole.train.trainable import as_before_on_error, make_trainable
+from maypole.train.trainer import PackedTrainer, finished_checkpoints
 
 
 def fit(
@@ -68,7 +67,8 @@ def fit(
         if out.finished:
             load_result(lm, out, config)
         else:
-            _train(lm, rows, objective, config, out, seed, reference, eval_rows, callbacks)
+            out.manifest["metrics"] |= _train(lm, rows, objective, config, out, seed, reference, eval_rows, callbacks)
+            lm.fingerprint = out.key
         return out
     inputs: dict[str, object] = {"model": lm, "rows": rows, "objective": objective}
     inputs |= {name: given for name, given in (("reference", reference), ("eval_rows", eval_rows)) if given is not None}
@@ -97,35 +97,35 @@ def _train(
     if ("reference" in objective.needs) != (reference is not None):
         what = "needs a reference model" if reference is None else "has no use for a reference model"
         raise UserError(f"the objective {type(objective).__name__} {what}", "reference")
-    make_trainable(lm, config, seed, artifact.path)
-    self_test(lm.model)
-    lm.fingerprint = None  # until the run is whole, these weights are nobody's
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UnsupportedCapability("training in several processes is not available", "WORLD_SIZE", "one process")
+    check_installed(config.report_to)
     length = min(config.max_length or lm.max_length, lm.max_length)
     source = Source(rows, objective, lm, config, max_length=length, seed=seed, folder=artifact.path)
-    plan = artifact.plan(lambda: decisions(lm, source, config))
-    if decide(plan["precision"], lm.device) != plan["precision"]:
-        raise UserError(f"the run was begun in {plan['precision']}, which this machine lacks", str(artifact.path))
-    source.tokens_per_batch = plan["tokens_per_batch"]
-    with masters(lm.model, plan["precision"]), _checkpointing(lm, plan["gradient_checkpointing"]):
-        expected = estimate(lm, source, plan, torch.get_num_threads())
-        expected.announce()
-        frozen = None
-        if reference is not None:
-            kept = artifact.checkpoints if config.reference_logps == "cached" else None
-            frozen = ReferenceLogps(reference, plan["precision"], kept)
-        trainer = PackedTrainer(
-            lm, objective, source, config, arithmetic=plan["precision"], checkpoints=artifact.checkpoints.resolve(),
-            metrics=artifact.metrics, seed=derive(seed, "trainer"), reference=frozen,
-            evaluation=_evaluation(eval_rows, objective, lm, length, plan["tokens_per_batch"]),
-            callbacks=tuple(callbacks),
-        )  # fmt: skip
-        return _run(trainer, artifact, expected)
+    with as_before_on_error(lm):
+        make_trainable(lm, config, seed, artifact.path, artifact.out)
+        self_test(lm.model)
+        plan = artifact.plan(lambda: decisions(lm, source, config))
+        if decide(plan["precision"], lm.device) != plan["precision"]:
+            raise UserError(f"the run was begun in {plan['precision']}, which this machine lacks", str(artifact.path))
+        source.tokens_per_batch = plan["tokens_per_batch"]
+        with masters(lm.model, plan["precision"], lm.dtype), _checkpointing(lm, plan["gradient_checkpointing"]):
+            expected = estimate(lm, source, plan, torch.get_num_threads())
+            frozen = None
+            if reference is not None:
+                kept = artifact.checkpoints if config.reference_logps == "cached" else None
+                frozen = ReferenceLogps(reference, plan["precision"], kept)
+            trainer = PackedTrainer(
+                lm, objective, source, config, arithmetic=plan["precision"],
+                checkpoints=artifact.checkpoints.resolve(), metrics=artifact.metrics, seed=derive(seed, "trainer"),
+                reference=frozen, evaluation=_evaluation(eval_rows, objective, lm, length, plan["tokens_per_batch"]),
+                callbacks=(*callbacks, *_tensorboard(config, artifact)),
+            )  # fmt: skip
+            return _run(trainer, artifact, expected)
 
 
 def decisions(lm: LanguageModel, source: Source, config: TrainConfig) -> dict[str, Any]:
     """What "auto" means on this machine: written to plan.json once."""
-    from maypole.train.estimate import choose_checkpointing
-
     budget = config.tokens_per_batch
     plan = {
         "precision": decide(config.precision, lm.device),
@@ -138,55 +138,33 @@ def decisions(lm: LanguageModel, source: Source, config: TrainConfig) -> dict[st
     return plan
 
 
-def make_trainable(lm: LanguageModel, config: TrainConfig, seed: int, folder: Path) -> None:
-    """What is to be learnt has gradients, the rest has none: a new adapter, the adapter at hand, or all weights."""
-    if config.peft is not None:
-        if lm.adapters:
-            from maypole.models.saving import save
-
-            base = merged(lm)
-            save(base, folder / "base")
-            lm.model, lm.adapter, lm.name = base.model, base.adapter, str((folder / "base").resolve())
-        made = new_adapter(lm, config.peft, seed=seed)
-        lm.model, lm.adapter = made.model, made.adapter
-    elif lm.adapters:
-        active = lm.model.base_model.active_adapters
-        for name, parameter in lm.model.named_parameters():
-            parameter.requires_grad_(any(f".{a}" in name for a in active))
-    else:
-        lm.model.requires_grad_(True)
-
-
 def _run(trainer: PackedTrainer, artifact: Artifact, expected: Estimate) -> dict[str, Any]:
+    lm, steps = trainer.lm, trainer.source.steps
     done = finished_checkpoints(trainer.checkpoints)
-    resume = str(done[-1]) if done else None
     begin = int(done[-1].name.split("-")[1]) if done else 0
     artifact.metrics.cut(begin)
-    if begin >= trainer.source.steps:
-        load_trainable(trainer.lm.model, done[-1])
-    else:
-        with _stop_politely() as stop, track("train", trainer.source.steps - begin, "steps") as step:
-            trainer.add_callback(_Progress(trainer, stop, step))
-            trainer.train(resume_from_checkpoint=resume)
-            trainer._save_checkpoint(trainer.lm.model, None)
+    lm.fingerprint = None  # until the run is whole, these weights are nobody's
+    if begin < steps:
+        expected.announce()
+        with _stop_politely() as stop, track("train", steps - begin, "steps") as step:
+            trainer.add_callback(_Progress(stop, step))
+            trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
             if stop.is_set():
                 raise KeyboardInterrupt
-    trainer.lm.model.eval()
-    lines = [line for line in artifact.metrics.read() if "loss" in line]
-    metrics: dict[str, Any] = {
-        "steps": trainer.source.steps,
-        "tokens": trainer.tokens_seen or (lines[-1]["tokens"] if lines else 0),
-    }
-    if lines:
-        metrics["loss"] = lines[-1]["loss"]
-    if trainer.evaluation:
-        metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
-    return metrics | {"rows": len(trainer.source.store), "dropped": trainer.source.store.dropped, **expected.facts()}
+    else:
+        trainer.restore(done[-1])
+    lines = artifact.metrics.read()
+    metrics: dict[str, Any] = {"steps": steps, "tokens": trainer.tokens_seen}
+    for line in lines:
+        metrics |= {name: value for name, value in line.items() if name == "loss" or name.startswith("eval_")}
+    lm.model.eval()
+    store = trainer.source.step(steps - 1).store
+    return metrics | {"rows": len(store), "dropped": store.dropped, **expected.facts()}
 
 
 class _Progress(TrainerCallback):
-    def __init__(self, trainer: PackedTrainer, stop: threading.Event, step: Any) -> None:
-        self.trainer, self.stop, self.step = trainer, stop, step
+    def __init__(self, stop: threading.Event, step: Any) -> None:
+        self.stop, self.step = stop, step
         self.numbers: dict[str, Any] = {}
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
@@ -211,6 +189,7 @@ def _stop_politely() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        say("stopping when this step is done, with a checkpoint (once more: at once, back to the last one)")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -226,10 +205,6 @@ def _checkpointing(lm: LanguageModel, on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    from contextlib import nullcontext
-
-    from maypole.models.attention import attention_plan
-
     def contexts() -> tuple[Any, Any]:
         return nullcontext(), attention_plan(current_plan())
 
@@ -241,6 +216,10 @@ def _checkpointing(lm: LanguageModel, on: bool) -> Iterator[None]:
         yield
     finally:
         model.activation_checkpointing_disable()
+
+
+def _tensorboard(config: TrainConfig, artifact: Artifact) -> list[TrainerCallback]:
+    return [tensorboard(artifact.path / TENSORBOARD)] if TENSORBOARD in config.report_to else []
 
 
 def _evaluation(rows: Dataset | None, objective: Objective, lm: LanguageModel, length: int, budget: int) -> Work | None:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 from maypole.core.errors import ConfigError
@@ -31,12 +32,14 @@ def autocast(arithmetic: Arithmetic, device: torch.device) -> AbstractContextMan
 
 
 @contextmanager
-def masters(model: nn.Module, arithmetic: Arithmetic) -> Iterator[None]:
-    """Trainable parameters are fp32 inside (all parameters, in fp32 arithmetic) and rounded back at the end.
+def masters(model: nn.Module, arithmetic: Arithmetic, stored: torch.dtype) -> Iterator[None]:
+    """Trainable parameters are fp32 inside (all parameters, in fp32 arithmetic) and as they were afterwards.
 
-    So what is in memory after training is what a file of the checkpoint's dtype holds.
+    Weights that a file holds in the lower precision `stored` are rounded to it at the end, so that what is in memory
+    after training is what loading the result would give. Adapters are stored as they are held.
     """
     before = {name: p.dtype for name, p in model.named_parameters()}
+    whole = not isinstance(model, PeftModel)
     wide = [p for p in model.parameters() if p.requires_grad or arithmetic == "fp32"]
     for parameter in wide:
         if parameter.dtype in (torch.float16, torch.bfloat16):
@@ -46,5 +49,7 @@ def masters(model: nn.Module, arithmetic: Arithmetic) -> Iterator[None]:
     finally:
         for name, parameter in model.named_parameters():
             parameter.grad = None
+            if whole and stored.itemsize < parameter.element_size():
+                parameter.data = parameter.data.to(stored)
             if parameter.dtype != before[name]:
                 parameter.data = parameter.data.to(before[name])

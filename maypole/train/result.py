@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from maypole.core.artifact import Artifact, command_line
 from maypole.core.errors import ArtifactError
-from maypole.models.adapters import load_adapter
-from maypole.models.language_model import LanguageModel
+from maypole.models.adapters import load_adapter, merged
+from maypole.models.language_model import FOLLOW, LanguageModel
 from maypole.models.saving import save
 from maypole.train.config import TrainConfig
+from maypole.train.trainable import become
 
 
 def save_result(lm: LanguageModel, artifact: Artifact, metrics: dict[str, Any]) -> None:
@@ -25,13 +27,13 @@ def load_result(lm: LanguageModel, artifact: Artifact, config: TrainConfig) -> N
     path = artifact.path
     if (path / "adapter_config.json").is_file():
         if lm.adapters and config.peft is None:
-            from peft import set_peft_model_state_dict
-
-            state = load_file(path / "adapter_model.safetensors")
-            set_peft_model_state_dict(lm.model, state, adapter_name=lm.model.base_model.active_adapters[0])
+            name = lm.model.base_model.active_adapters[0] if lm.adapter in (FOLLOW, None) else lm.adapter
+            set_peft_model_state_dict(lm.model, load_file(path / "adapter_model.safetensors"), adapter_name=name)
         else:
-            loaded = load_adapter(lm, path)
-            lm.model, lm.adapter = loaded.model, loaded.adapter
+            if lm.adapters:
+                become(lm, merged(lm))
+                lm.name = str(path.absolute() / "base")
+            become(lm, load_adapter(lm, path))
     else:
         _load_weights(lm, path)
         lm.base_changed()

@@ -5,9 +5,11 @@ Knows nothing about models' insides, losses or optimisers.
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 
@@ -42,6 +44,7 @@ class Work:
 class Source:
     """Gives the work of every step by its number. Every round takes as many steps as the first.
 
+    Given rows are read at once, so that what is wrong with them is said before a model is touched.
     A round with fewer rows passes over them again; rows beyond what its steps need are left out.
     """
 
@@ -62,18 +65,24 @@ class Source:
         self.rounds = 1 if isinstance(rows, Dataset) else rows.count
         self.tokens_per_batch = 0  # set once memory is known
         self._current: tuple[int, Dataset, TokenStore] | None = None
-        store = self._round(0)[1]
-        if config.max_steps > 0:
-            self.steps, self.steps_per_round = config.max_steps, -(-config.max_steps // self.rounds)
-        else:
-            self.steps_per_round = self._order(store, 0, config.num_train_epochs).steps
-            self.steps = self.steps_per_round * self.rounds
+        if isinstance(rows, Dataset):
+            self._round(0)
+
+    @cached_property
+    def steps_per_round(self) -> int:
+        if self._config.max_steps > 0:
+            return -(-self._config.max_steps // self.rounds)
+        return self._order(self._round(0)[1], 0, self._config.num_train_epochs).steps
+
+    @cached_property
+    def steps(self) -> int:
+        """Of the whole run; the first to ask has the first round made."""
+        return self._config.max_steps if self._config.max_steps > 0 else self.steps_per_round * self.rounds
 
     @property
     def store(self) -> TokenStore:
-        """Tokens of the round in progress."""
-        assert self._current is not None
-        return self._current[2]
+        """Tokens of the round in progress, of the first one before any."""
+        return self._current[2] if self._current is not None else self._round(0)[1]
 
     def step(self, index: int) -> Work:
         """The work of optimiser step `index`, from 0; asks for a new round's rows where one begins."""
@@ -110,7 +119,9 @@ class Source:
                 made = rounds(number, self._lm)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".tmp")
-            made.to_parquet(str(part))
+            with pq.ParquetWriter(part, made.features.arrow_schema) as file:
+                for table in made.with_format("arrow").iter(1000):
+                    file.write_table(table)
             fsync_file(part)
             part.rename(path)
             fsync_directory(path.parent)

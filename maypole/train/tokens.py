@@ -118,7 +118,10 @@ def _key(rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase
 
 
 def _code(thing: Any) -> str | None:
-    file = inspect.getsourcefile(thing)
+    try:
+        file = inspect.getsourcefile(thing)
+    except (TypeError, OSError):  # made in an interactive session
+        return None
     return digest(Path(file).read_bytes()) if file and Path(file).is_file() else None
 
 

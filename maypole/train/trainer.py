@@ -4,16 +4,19 @@ Callbacks, schedules and trackers are the Trainer's; rows, losses and normalisat
 artifacts beyond a folder for checkpoints and a place to log numbers.
 """
 
+import json
 import os
 import shutil
 import time
 from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
@@ -28,8 +31,10 @@ from maypole.train.objective import Objective
 from maypole.train.precision import Arithmetic, autocast
 from maypole.train.source import Source, Work
 from maypole.train.step import ReferenceLogps, loss_of
+from maypole.train.trackers import TENSORBOARD
+from maypole.train.trainable import WEIGHTS, load_trainable, trainable_state, trains_base
 
-WEIGHTS = "trainable.safetensors"
+PROGRESS = "progress.json"
 
 
 class Steps(torch.utils.data.Dataset):
@@ -43,6 +48,20 @@ class Steps(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, int]:
         return {"step": index}
+
+
+@dataclass(slots=True)
+class Window:
+    """What happened since the last line of metrics.jsonl; checkpoints keep it, so a resumed run writes the same."""
+
+    steps: int = 0
+    loss: float = 0.0
+    denominator: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def means(self) -> dict[str, float]:
+        """The mean loss of a step, and the objective's metrics over all denominators."""
+        return {name: v / self.denominator for name, v in self.sums.items()} | {"loss": self.loss / self.steps}
 
 
 class PackedTrainer(transformers.Trainer):
@@ -66,7 +85,7 @@ class PackedTrainer(transformers.Trainer):
         self.lm, self.objective, self.source, self.config = lm, objective, source, config
         self.arithmetic: Arithmetic = arithmetic
         self.checkpoints, self.lines, self.reference, self.evaluation = checkpoints, metrics, reference, evaluation
-        self.sums: Counter[str] = Counter()
+        self.window = Window()
         self.tokens_seen = 0
         self._kept_tokens, self._kept_time = 0, time.monotonic()
         self._round = -1
@@ -84,13 +103,16 @@ class PackedTrainer(transformers.Trainer):
             save_steps=config.save_steps,
             eval_strategy="steps" if config.eval_steps and evaluation else "no",
             eval_steps=config.eval_steps or None,
-            report_to=list(config.report_to) or "none",
+            report_to=[name for name in config.report_to if name != TENSORBOARD] or "none",
             use_cpu=lm.device.type == "cpu",
+            use_cache=bool(getattr(lm.transformer.config, "use_cache", True)),  # the Trainer writes it into the model
             seed=seed % 2**32,
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # batches are packed for one device; the Trainer would wrap the model for all
         super().__init__(
             model=lm.model, args=args, train_dataset=Steps(source.steps), callbacks=list(callbacks),
             eval_dataset=Steps(1) if evaluation else None,
@@ -130,9 +152,18 @@ class PackedTrainer(transformers.Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        parameters = [p for p in self.lm.model.parameters() if p.grad is not None]
-        return torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm, foreach=True)
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> torch.Tensor:
+        """The norm before clipping, measured once; the Trainer's own hook for clipping is not needed beside it."""
+        gradients = [p.grad for p in self.lm.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if not torch.isfinite(norm):
+            raise self._diverged(self.source.step(self.state.global_step), f"the gradient's norm is {float(norm)}")
+        if self.config.max_grad_norm > 0:
+            torch._foreach_mul_(gradients, (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        return None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """All batches of one optimiser step; their summed loss over the step's denominator."""
@@ -140,59 +171,77 @@ class PackedTrainer(transformers.Trainer):
         if work.round != self._round:
             self._begin_round(work)
         model.train()
-        value = self._sum(work, backward=True) / work.denominator
+        total, sums = self._sum(work, backward=True)
+        value = total / work.denominator
         if not torch.isfinite(value):
-            numbers = ", ".join(str(int(work.store.row_index[r]) + 1) for b in work.batches[:4] for r in b[:8])
-            raise UserError(
-                f"the loss is {float(value)} at step {self.state.global_step + 1}",
-                f"rows {numbers} …",
-                "a lower --learning-rate; weights are as before this step in the last checkpoint",
-            )
-        self.sums["denominator"] += work.denominator  # type: ignore[assignment]
+            raise self._diverged(work, f"the loss is {float(value)}")
+        self.window.steps += 1
+        self.window.loss += float(value)
+        self.window.denominator += work.denominator
+        for name, number in sums.items():
+            self.window.sums[name] = self.window.sums.get(name, 0.0) + number
         self.tokens_seen += work.tokens
-        return value
+        return value.float()
 
     def _begin_round(self, work: Work) -> None:
         if self.config.optimizer == "fresh" and self._round >= 0:
             self.optimizer.state.clear()
         self._round = work.round
 
-    def _sum(self, work: Work, *, backward: bool) -> torch.Tensor:
+    def _sum(self, work: Work, *, backward: bool) -> tuple[torch.Tensor, Counter[str]]:
+        """The objective's sum over all batches, and its metrics' sums."""
         device = self.lm.device
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for rows in work.batches:
-            batch = pack(work.store, rows).to(device)
-            reference = self.reference(batch, work) if self.reference is not None else None
-            sums = self.sums if backward else Counter()
-            with packed_execution(self.lm.model), torch.set_grad_enabled(backward):
+        sums: Counter[str] = Counter()
+        with packed_execution(self.lm.model), torch.set_grad_enabled(backward):
+            for rows in work.batches:
+                batch = pack(work.store, rows).to(device)
+                reference = self.reference(batch, work) if self.reference is not None else None
                 with autocast(self.arithmetic, device):
                     loss = loss_of(
                         self.lm.model, batch, self.objective, work.rows, work.store.row_index[rows], reference, sums
                     )
                 if backward:
                     (loss / work.denominator).backward()
-            total += loss.detach().double()
-        return total.float()
+                total += loss.detach().double()
+        return total, sums
+
+    def _diverged(self, work: Work, what: str) -> UserError:
+        """What to tell: the rows that have no finite loss of their own, looked up one by one now that all stops."""
+        self.lm.model.eval()
+        rows = np.concatenate(work.batches)
+        alone = (self._sum(replace(work, batches=[np.array([r])]), backward=False)[0] for r in rows)
+        guilty = [r for r, loss in zip(rows, alone) if not torch.isfinite(loss)]
+        if 0 < len(guilty) < len(rows):
+            numbers = sorted(int(work.store.row_index[r]) + 1 for r in guilty)
+            where = f"row {', '.join(map(str, numbers[:8]))}{', …' if len(numbers) > 8 else ''}"
+            hint = "look at these rows; if they are as they should be, a lower --learning-rate"
+        else:
+            where = f"step {self.state.global_step + 1}"
+            hint = "a lower --learning-rate, or warm up with --warmup-ratio"
+        return UserError(f"{what} at step {self.state.global_step + 1}", where, hint)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean loss on the evaluation rows, in eval mode."""
-        self.model.eval()  # type: ignore[union-attr]
+        """Mean loss and metrics on the evaluation rows, in eval mode."""
         assert self.evaluation is not None
-        value = float(self._sum(self.evaluation, backward=False)) / self.evaluation.denominator
-        self.model.train()  # type: ignore[union-attr]
-        self.log({"eval_loss": value})
-        return {"eval_loss": value}
+        self.lm.model.eval()
+        total, sums = self._sum(self.evaluation, backward=False)
+        means = {"loss": float(total), **sums}
+        found = {f"eval_{name}": value / self.evaluation.denominator for name, value in means.items()}
+        self.log(dict(found))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        now = time.monotonic()
-        if "loss" in logs and now > self._kept_time:
+        if "train_runtime" in logs:  # the Trainer's summary of a call: a resumed run has several
+            return
+        if "loss" in logs:
+            now = time.monotonic()
+            logs |= self.window.means()
             logs["tokens_per_second"] = round((self.tokens_seen - self._kept_tokens) / (now - self._kept_time), 1)
-            self._kept_tokens, self._kept_time = self.tokens_seen, now
-            denominator = self.sums.pop("denominator", 0)
-            for name, value in self.sums.items():
-                logs[name] = value / denominator if denominator else 0.0
-            self.sums.clear()
             logs["tokens"] = self.tokens_seen
+            self._kept_tokens, self._kept_time = self.tokens_seen, now
+            self.window = Window()
         logs["epoch"] = round(self.source.epoch(self.state.global_step), 4)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
@@ -206,10 +255,10 @@ class PackedTrainer(transformers.Trainer):
         part.mkdir(parents=True)
         save_file(trainable_state(self.lm.model), part / WEIGHTS)
         self._save_optimizer_and_scheduler(str(part))
-        self._save_scaler(str(part))
         self._save_rng_state(str(part))
         self.state.save_to_json(str(part / "trainer_state.json"))
-        torch.save({"tokens_seen": self.tokens_seen, "round": self._round}, part / "packed.pt")
+        own = {"tokens_seen": self.tokens_seen, "round": self._round, "window": asdict(self.window)}
+        (part / PROGRESS).write_text(json.dumps(own))
         self.lines.sync()
         fsync_tree(part)
         os.rename(part, final)
@@ -218,22 +267,37 @@ class PackedTrainer(transformers.Trainer):
             shutil.rmtree(old)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trainable(self.lm.model, Path(resume_from_checkpoint))
-        own = torch.load(Path(resume_from_checkpoint) / "packed.pt", weights_only=True)
+        """Weights and where the run stood; optimiser, schedule and random states are loaded by the Trainer itself."""
+        checkpoint = Path(resume_from_checkpoint)
+        load_trainable(self.lm.model, checkpoint)
+        own = json.loads((checkpoint / PROGRESS).read_text())
         self.tokens_seen = self._kept_tokens = own["tokens_seen"]
-        self._round = own["round"]
+        self._round, self.window = own["round"], Window(**own["window"])
+
+    def restore(self, checkpoint: Path) -> None:
+        """Stand where `checkpoint` was written, with no step to follow."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state.global_step = int(checkpoint.name.split("-")[1])
 
 
 class _Bookkeeping(TrainerCallback):
-    """Lines of metrics.jsonl; the base's version after every step that changed it."""
+    """Lines of metrics.jsonl; the base's version after every step that changed it.
+
+    A checkpoint where a round ends, so that no work before it is done twice; an evaluation where the run ends.
+    """
 
     def __init__(self, trainer: PackedTrainer) -> None:
         self.trainer = trainer
-        self.base = any(p.requires_grad and "lora" not in n for n, p in trainer.lm.model.named_parameters())
+        self.base = trains_base(trainer.lm.model)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.base:
             self.trainer.lm.base_changed()
+        source = self.trainer.source
+        if source.rounds > 1 and state.global_step % source.steps_per_round == 0:
+            control.should_save = True
+        if self.trainer.evaluation and state.global_step == state.max_steps:
+            control.should_evaluate = True
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         self.trainer.lines.log(state.global_step, **(logs or {}))
@@ -242,17 +306,3 @@ class _Bookkeeping(TrainerCallback):
 def finished_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp")
-
-
-def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Trainable parameters by name; tied ones once."""
-    return {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-
-
-def load_trainable(model: nn.Module, checkpoint: Path) -> None:
-    """Copy a checkpoint's weights into the model's trainable parameters."""
-    stored = load_file(checkpoint / WEIGHTS)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(stored[name])
