@@ -11,7 +11,8 @@ DATA = {
     "maypole/tour/report/report.css",
     "maypole/tour/report/report.html.jinja",
     *(
-        f"maypole/village/base/village-4M-prose/{name}"
+        f"maypole/village/base/{checkpoint}/{name}"
+        for checkpoint in ("village-1M", "village-4M-prose")
         for name in (
             "README.md",
             "chat_template.jinja",

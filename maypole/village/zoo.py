@@ -28,9 +28,11 @@ from maypole.models.loading import create, load
 from maypole.train.config import TrainConfig
 from maypole.train.fit import fit
 from maypole.train.objective import Loss, Need, Segment, TokenBatch
+from maypole.train.result import save_result
 from maypole.train.supervised import negative_log_likelihood
 from maypole.train.tokens import tokenizer_identity
-from maypole.village.examine import examine, table
+from maypole.village.card import card
+from maypole.village.examine import Line, examine, table
 from maypole.village.mix import MAX_TOKENS, Document, base_mix, phase1
 from maypole.village.prose import prose
 from maypole.village.tokenizer import END, train_tokenizer
@@ -38,6 +40,8 @@ from maypole.village.world import World
 
 SHIPPED = Path(__file__).parent / "base"
 """The checkpoints that come with the package."""
+EXAMINED = 50
+"""Questions a group behind the numbers of a card."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,7 @@ def load_zoo(name: str, **options: Any) -> LanguageModel:
 
 
 def make(recipe: Recipe, out: str | Path) -> Artifact:
-    """Train a recipe from nothing, by `fit`; the artifact is a bf16 checkpoint."""
+    """Train a recipe from nothing, by `fit`, and examine it; the artifact is a bf16 checkpoint with its card."""
     world = World(0)
     texts = list(prose()) if recipe.prose else []
     tokenizer: Any = train_tokenizer(world, recipe.vocab_size, [text for _, text in texts] or None)
@@ -130,7 +134,25 @@ def make(recipe: Recipe, out: str | Path) -> Artifact:
         save_steps=500,
         logging_steps=50,
     )
-    return fit(lm, rows, PretrainingMix(), config, out=out, seed=recipe.seed)
+    inputs = {"model": lm, "rows": rows}
+    with Artifact.open(out, kind="zoo", config=config, inputs=inputs, seed=recipe.seed) as artifact:
+        if not artifact.finished:
+            fit(lm, rows, PretrainingMix(), config, out=artifact, seed=recipe.seed)
+            save_result(lm, artifact, artifact.manifest["metrics"])
+            text = describe(recipe, lm, steps, examine(lm, EXAMINED), EXAMINED)
+            (artifact.path / "README.md").write_text(text)
+            artifact.finish()
+    return artifact
+
+
+def describe(recipe: Recipe, lm: LanguageModel, steps: int, lines: list[Line], count: int) -> str:
+    """The checkpoint's card."""
+    return card(
+        name=recipe.name, family=type(lm.transformer).__name__.removesuffix("ForCausalLM"),
+        parameters=sum(p.numel() for p in lm.model.parameters()), vocabulary=recipe.vocab_size,
+        context=lm.max_length, tokens=recipe.phase1_tokens + recipe.tokens, phase1_tokens=recipe.phase1_tokens,
+        steps=steps, examples=recipe.examples_per_step, prose=recipe.prose, lines=lines, count=count,
+    )  # fmt: skip
 
 
 def blank(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
