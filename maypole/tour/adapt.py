@@ -1,7 +1,7 @@
 """Stage 2: the base learns the corpus, then instructions, and keeps what it knew. Knows nothing about reports.
 
-All weights with replay of the base's own pretraining mix where that is known (the default base), else a LoRA: nobody
-has the data a user's model was trained on, so what it forgot is measured beside what it learnt.
+All weights with replay of the base's own pretraining mix where that is known (the base that ships), else a LoRA:
+nobody has the data a user's model was trained on, so what it forgot is measured beside what it learnt.
 """
 
 from dataclasses import dataclass
@@ -9,152 +9,144 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from maypole.core.artifact import Artifact
-from maypole.core.identity import digest
+from maypole.core.metrics import Metrics
 from maypole.core.seeds import derive
-from maypole.data.chat import encode_text
-from maypole.data.rows import CHAT
 from maypole.models.language_model import LanguageModel
 from maypole.models.peft_options import PeftOptions
+from maypole.tour.base import Base
 from maypole.tour.corpus import Corpus
-from maypole.tour.plan import EXAMPLES_PER_STEP, REPLAY_SHARE, length_of
-from maypole.tour.skills import instructions
+from maypole.tour.plan import EXAMPLES_PER_STEP, AdaptPlan
+from maypole.tour.rows import corpus_rows, held_out_rows, instruction_rows
 from maypole.train.config import TrainConfig
 from maypole.train.fit import fit
 from maypole.train.objective import Objective
 from maypole.train.result import save_result
-from maypole.train.supervised import Chats, Completions, LanguageModeling
-from maypole.village.mix import base_mix
-from maypole.village.prose import prose
-from maypole.village.world import World
-from maypole.village.zoo import PretrainingMix
 
-HELD_OUT_FOR_CURVE = 40
+CORPUS, INSTRUCTIONS = "corpus", "instructions"
+"""Names of the two runs inside the stage's artifact."""
+MAX_LENGTH = 256
+CURVE_DOCUMENTS = 40
+CURVE_POINTS = 8
+WIDE = 512
+"""Hidden size from which a model wants the smaller learning rates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a tour trains: all weights of its own base, or a LoRA on a user's."""
+    """How a tour trains: all weights of its own base, or a LoRA on any other model."""
 
-    learning_rate: float
+    corpus_rate: float
     instruction_rate: float
     peft: PeftOptions | None
 
 
-def recipe(lm: LanguageModel, own_base: bool) -> Recipe:
-    """Rates as measured for the small base; for other models by width."""
-    if own_base:
-        return Recipe(5e-4, 3e-4, None)
-    wide = int(lm.transformer.config.hidden_size) >= 512
+def recipe(lm: LanguageModel, own: bool) -> Recipe:
+    """Rates for steps of EXAMPLES_PER_STEP rows, as measured on the base that ships; for other models by their width.
+
+    Smaller steps take smaller rates, by the square root."""
+    if own:
+        return Recipe(1e-3, 5e-4, None)
+    wide = int(lm.transformer.config.get_text_config().hidden_size) >= WIDE
     return Recipe(2e-4 if wide else 2e-3, 1e-4 if wide else 1e-3, PeftOptions(r=16, lora_alpha=32))
 
 
-def adapt(
-    lm: LanguageModel,
-    corpus: Corpus,
-    plan: dict[str, Any],
-    artifact: Artifact,
-    *,
-    own_base: bool,
-    seed: int,
-    teach: bool,
-) -> None:
-    """Train `lm` in place; the artifact's root becomes the trained checkpoint or adapter, its parts both runs."""
-    how = recipe(lm, own_base)
-    length = length_of(lm)
-    rows, objective = _corpus_rows(lm, corpus, plan["corpus_rows"], length, own_base, seed)
-    curve = corpus.held_out.select(range(min(HELD_OUT_FOR_CURVE, len(corpus.held_out))))
-    steps = max(2, len(rows) // EXAMPLES_PER_STEP)
-    config = TrainConfig(
-        learning_rate=how.learning_rate, examples_per_step=EXAMPLES_PER_STEP, max_length=length, max_steps=steps,
-        lr_scheduler_type="warmup_stable_decay", warmup_ratio=0.05,
+def length_of(lm: LanguageModel) -> int:
+    """Longest training row of a tour."""
+    return min(MAX_LENGTH, lm.max_length)
+
+
+def adapt(base: Base, corpus: Corpus, plan: AdaptPlan, artifact: Artifact, *, seed: int) -> None:
+    """Make `artifact`: its root becomes the trained checkpoint or adapter, its two parts are the runs that led there.
+
+    Either run goes on where it was stopped. Without instructions in the plan, only the corpus is learnt and nothing is
+    replayed.
+    """
+    lm = base.load()
+    how, length = recipe(lm, base.own), length_of(lm)
+    replay = base.own and plan.instruction_rows > 0
+    rows, objective = corpus_rows(lm, corpus.train, plan.documents, replay=replay, length=length, seed=seed)
+    some = corpus.held_out.select(range(min(CURVE_DOCUMENTS, len(corpus.held_out))))
+    watched = held_out_rows(lm, some, replay=replay, length=length)
+    smaller = (plan.examples_per_step / EXAMPLES_PER_STEP) ** 0.5
+    config = _config(smaller * how.corpus_rate, plan.corpus_steps, plan.examples_per_step, length, how.peft)
+    first = _run(artifact, CORPUS, lm, rows, objective, config, seed, watched)
+    metrics: dict[str, Any] = {f"{CORPUS}_{name}": first.manifest["metrics"][name] for name in ("steps", "tokens")}
+    if plan.instruction_rows:
+        rows, objective = instruction_rows(
+            lm, corpus.train, plan.instruction_rows, replay=replay, length=length, seed=seed
+        )
+        config = _config(smaller * how.instruction_rate, plan.instruction_steps, plan.examples_per_step, length, None)
+        second = _run(artifact, INSTRUCTIONS, lm, rows, objective, config, seed)
+        metrics |= {f"{INSTRUCTIONS}_{name}": second.manifest["metrics"][name] for name in ("steps", "tokens")}
+    save_result(lm, artifact, metrics)
+    artifact.finish(metrics)
+
+
+def _config(rate: float, steps: int, examples: int, length: int, peft: PeftOptions | None) -> TrainConfig:
+    """Short warm-up, constant, then half of the steps down: `steps` decide, not epochs."""
+    every = max(1, steps // (4 * CURVE_POINTS))
+    return TrainConfig(
+        learning_rate=rate, examples_per_step=examples, max_length=length, max_steps=steps, peft=peft,
+        lr_scheduler_type="warmup_stable_decay", warmup_ratio=max(0.05, min(1 / steps, 0.5)),
         lr_scheduler_kwargs={"num_decay_steps": max(1, steps // 2), "min_lr_ratio": 0.05, "decay_type": "linear"},
-        peft=how.peft, save_steps=max(10, steps // 10), eval_steps=max(1, steps // 8), logging_steps=max(1, steps // 40),
+        logging_steps=every, eval_steps=4 * every, save_steps=max(5, steps // 10),
     )  # fmt: skip
-    evaluation: Any = _as_documents(curve, lm) if own_base else curve
-    fit(lm, rows, objective, config, out=artifact.path / "corpus", seed=derive(seed, "corpus"), eval_rows=evaluation)
-    if teach:
-        taught, kind = instructions(lm, plan["instruction_rows"], seed)
-        steps = max(2, len(taught) // EXAMPLES_PER_STEP)
-        second = TrainConfig(
-            learning_rate=how.instruction_rate, examples_per_step=EXAMPLES_PER_STEP, max_length=length,
-            max_steps=steps, warmup_ratio=0.05, save_steps=max(10, steps // 10), logging_steps=max(1, steps // 40),
+
+
+def _run(
+    artifact: Artifact,
+    name: str,
+    lm: LanguageModel,
+    rows: Dataset,
+    objective: Objective,
+    config: TrainConfig,
+    seed: int,
+    watched: Dataset | None = None,
+) -> Artifact:
+    """One training run as a part of the stage, whole before the next begins."""
+    inputs: dict[str, object] = {"model": lm, "rows": rows, "objective": objective}
+    part = artifact.child(name, kind="train", config=config, inputs=inputs, seed=seed)
+    with part:
+        fit(
+            lm, rows, objective, config, out=part, seed=derive(seed, name), eval_rows=watched,
+            callbacks=() if watched is None else (_MeasuredFirst(),),
         )  # fmt: skip
-        mixed, chosen = _with_replay(lm, taught, rows, own_base, seed) if own_base else (taught, None)
-        goal: Objective = chosen or (Chats() if kind is CHAT else Completions())
-        fit(lm, mixed, goal, second, out=artifact.path / "instructions", seed=derive(seed, "instructions"))
-    save_result(lm, artifact, {"steps": steps})
+        if not part.finished:
+            save_result(lm, part, part.manifest["metrics"])
+            part.finish()
+    return part
 
 
-def _corpus_rows(
-    lm: LanguageModel, corpus: Corpus, count: int, length: int, own_base: bool, seed: int
-) -> tuple[Dataset, Objective]:
-    """Corpus rows, with replay where the base's own mix is known; `count` counts rows of the corpus alone."""
-    if not own_base:
-        passes = -(-count // max(1, len(corpus.train)))
-        order = [i % len(corpus.train) for i in range(min(count, passes * len(corpus.train)))]
-        return corpus.train.select(order), LanguageModeling()
-    documents = _as_documents(corpus.train, lm, length)
-    ids = [documents["ids"][i % len(documents)] for i in range(count)]
-    tokens = sum(len(row) for row in ids)
-    replay = list(_replay(lm, round(tokens * REPLAY_SHARE / (1 - REPLAY_SHARE)), seed))
-    made = Dataset.from_dict(
-        {
-            "ids": ids + [d["ids"] for d in replay],
-            "weights": [[1.0] * len(row) for row in ids] + [d["weights"] for d in replay],
-        }
-    )
-    made._fingerprint = digest("tour rows", str(corpus.train._fingerprint), str(count), str(seed), str(length))
-    return made.shuffle(seed=derive(seed, "rows") % 2**32), PretrainingMix()
+class _MeasuredFirst(TrainerCallback):
+    """Asks for the held-out loss after the first step too. The warm-up begins at 0: that step changes no weight, and
+    what is measured is the base."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            control.should_evaluate = True
 
 
-def _replay(lm: LanguageModel, tokens: int, seed: int) -> Any:
-    tokenizer: Any = lm.tokenizer
-    return base_mix(World(0), tokenizer, tokens, derive(seed, "replay"), prose=list(prose(("numpy", "networkx"))))
-
-
-def _as_documents(rows: Dataset, lm: LanguageModel, length: int = 256) -> Dataset:
-    """Texts as token ids, cut into rows that fit, in the form of the base's own mix."""
-    ids: list[list[int]] = []
-    for text in rows["text"]:
-        tokens = encode_text(text, lm.tokenizer)
-        ids += [tokens[a : a + length] for a in range(0, max(len(tokens) - 1, 1), length - 1)]
-    made = Dataset.from_dict({"ids": ids, "weights": [[1.0] * len(row) for row in ids]})
-    made._fingerprint = digest("tour documents", str(rows._fingerprint), str(length))
-    return made
-
-
-def _with_replay(
-    lm: LanguageModel, taught: Dataset, corpus_rows: Dataset, own_base: bool, seed: int
-) -> tuple[Dataset, Objective]:
-    """Instructions among rows of the corpus run, so that neither the corpus nor the village is forgotten again."""
-    goal = Chats()
-    rows: list[dict[str, Any]] = []
-    for row in taught:
-        segment: Any = goal.segments(row, lm.tokenizer)  # type: ignore[arg-type]
-        rows.append({"ids": segment.ids, "weights": segment.weights})
-    kept = corpus_rows.select(range(min(len(corpus_rows), len(rows) // 3)))
-    made = Dataset.from_dict(
-        {
-            "ids": [r["ids"] for r in rows] + list(kept["ids"]),
-            "weights": [r["weights"] for r in rows] + list(kept["weights"]),
-        }
-    )
-    made._fingerprint = digest("tour instructions with replay", str(taught._fingerprint), str(corpus_rows._fingerprint))
-    return made, PretrainingMix()
-
-
-def curve(path: Path) -> list[tuple[float, float]]:
-    """(training tokens, held-out loss) along the corpus run below a stage's directory."""
-    import json
-
-    points: list[tuple[float, float]] = []
-    tokens = 0.0
-    lines = path / "corpus" / "metrics.jsonl"
-    for line in lines.read_text().splitlines() if lines.is_file() else ():
-        numbers = json.loads(line)
-        tokens = numbers.get("tokens", tokens)
-        if "eval_loss" in numbers:
-            points.append((tokens, numbers["eval_loss"]))
+def curve(stage: Path) -> list[tuple[int, float]]:
+    """(training tokens, held-out loss) along the corpus run in a stage's directory; the first is the base's."""
+    points: list[tuple[int, float]] = []
+    tokens = 0
+    for line in Metrics(stage / CORPUS / "metrics.jsonl").read():
+        tokens = line.get("tokens", tokens)
+        if "eval_loss" in line:
+            points.append((tokens if points else 0, line["eval_loss"]))
     return points
+
+
+def progress(stage: Path) -> str:
+    """How far an unfinished stage is by its saved checkpoints: "corpus, step 310 of 900"; "" before the first."""
+    for name in (INSTRUCTIONS, CORPUS):
+        part = stage / f"{name}.part"
+        saved = sorted(p.name for p in part.glob("checkpoints/step-*") if p.suffix != ".tmp")
+        if saved:
+            return f"{name}, step {int(saved[-1].removeprefix('step-')):,}"
+        if (stage / name).is_dir():
+            return f"{name}, all steps"
+    return ""

@@ -1,8 +1,9 @@
 """The texts a tour works on, and the tenth of them that no stage trains on. Knows nothing about models."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -12,9 +13,15 @@ from maypole.data.reader import read
 from maypole.data.rows import TEXT
 from maypole.tour.python_docs import MAX_CHARACTERS, python_docs, split_at_paragraphs
 
-HELD_OUT = 10
-"""One document in so many, by the hash of its text, is measured on and never trained on."""
-LEAST = 20
+LEAST = 10_000
+"""Characters below which there is too little to hold out and to learn from."""
+MOST = 64_000_000
+"""Characters that a tour looks at: of a larger corpus it takes an even sample, so that memory stays bounded."""
+HELD_OUT = 0.1
+LEAST_HELD_OUT = 5
+WHOLE_DOCUMENTS = 20
+"""From so many documents on they are held out whole; of fewer, parts of them are."""
+LEAST_PART = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,37 +32,77 @@ class Corpus:
     train: Dataset
     held_out: Dataset
     characters: int
+    sampled: bool = False
 
     @property
     def documents(self) -> int:
         return len(self.train) + len(self.held_out)
 
+    @property
+    def identity(self) -> str:
+        """Of all its texts and of how they are divided."""
+        return digest("corpus", str(self.train._fingerprint), str(self.held_out._fingerprint))
+
+    @property
+    def summary(self) -> str:
+        """ "notes, 1.6M characters in 2,824 documents"."""
+        size = f"{self.characters / 1e6:.1f}M" if self.characters >= 1e6 else f"{self.characters / 1e3:.0f}k"
+        sampled = "an even sample of " if self.sampled else ""
+        return f"{self.name}, {sampled}{size} characters in {self.documents:,} documents"
+
 
 def load_corpus(path: Path | None) -> Corpus:
-    """The documents below `path`, or the installed Python's own documentation.
+    """The documents below `path`, or the installed Python's own documentation; equal texts count once.
 
-    Long documents are cut at empty lines. DataError where there are too few to set some aside.
+    Long documents are cut at empty lines. DataError where there are too few characters to set some aside.
     """
     if path is None:
-        return _divided("the documentation of the installed Python", (row["text"] for row in python_docs()))
+        return divided("Python's documentation", [row["text"] for row in python_docs()])
     rows = read(str(path), TEXT)
-    texts = (part for row in rows for part in split_at_paragraphs(row["text"], MAX_CHARACTERS))  # type: ignore[call-overload,index]
-    corpus = _divided(path.name, texts)
-    if corpus.documents < LEAST or not len(corpus.held_out):
+    total = sum(map(len, _texts(rows)))
+    if total < LEAST:
         raise DataError(
-            f"{corpus.documents} documents are too few to set some aside and learn from the rest",
-            file=path, expected=f"at least {LEAST} documents, files or paragraphs of {MAX_CHARACTERS:,} characters",
+            f"{total:,} characters of text are too few to set some aside and learn from the rest",
+            file=path, expected=f"at least {LEAST:,} characters",
         )  # fmt: skip
-    return corpus
+    part = min(max(total // 40, LEAST_PART), MAX_CHARACTERS)
+    return divided(path.resolve().name, _texts(rows), part, min(1.0, MOST / total), path)
 
 
-def _divided(name: str, texts: Iterable[str]) -> Corpus:
-    parts: tuple[list[str], list[str]] = [], []
-    for text in dict.fromkeys(t for t in texts if t.strip()):
-        held = int(digest("held out", text)[:8], 16) % HELD_OUT == 0
-        parts[held].append(text)
-    train, held_out = (_dataset(texts) for texts in parts)
-    return Corpus(name, train, held_out, sum(len(t) for part in parts for t in part))
+def divided(
+    name: str, texts: Iterable[str], part: int = MAX_CHARACTERS, share: float = 1.0, file: Path | None = None
+) -> Corpus:
+    """Documents cut into parts of at most `part` characters, a tenth of the documents (of the parts, where documents
+    are few) held out, chosen by the hash of their text. `share` is the share of the parts that is taken at all."""
+    pieces: dict[str, str] = {}  # part -> the document it is from
+    for text in texts:
+        for piece in split_at_paragraphs(text, part):
+            if piece.strip() and _place("taken", piece) < share:
+                pieces.setdefault(piece, digest(text))
+    documents = set(pieces.values())
+    whole = len(documents) >= WHOLE_DOCUMENTS
+    unit = {piece: _place("held out", document if whole else piece) for piece, document in pieces.items()}
+    places = sorted(set(unit.values()))
+    count = max(LEAST_HELD_OUT, round(HELD_OUT * len(places)))
+    if len(places) < 2 * LEAST_HELD_OUT:
+        raise DataError(
+            f"{len(places)} different documents are too few to set some aside and learn from the rest",
+            file=file, expected=f"at least {2 * LEAST_HELD_OUT} that differ",
+        )  # fmt: skip
+    border = places[count]
+    held = [piece for piece, place in unit.items() if place < border]
+    train = [piece for piece, place in unit.items() if place >= border]
+    return Corpus(name, _dataset(train), _dataset(held), sum(map(len, pieces)), share < 1)
+
+
+def _texts(rows: Dataset) -> Iterator[str]:
+    batches: Any = rows.select_columns(["text"]).iter(1000)
+    return (text for batch in batches for text in batch["text"])
+
+
+def _place(purpose: str, text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int(digest(purpose, text)[:12], 16) / 16**12
 
 
 def _dataset(texts: list[str]) -> Dataset:

@@ -1,113 +1,155 @@
-"""How much of everything fits into the minutes: decided once, from a few seconds' probe of the model at hand.
+"""How much of everything fits into the minutes: arithmetic on what a probe measured, done once and kept in plan.json.
 
-Knows nothing about what the stages do with their share.
+A stage takes its steps and items from the plan and never looks at the clock. Knows nothing about models or what the
+stages do with their share.
 """
 
-import time
-from collections import Counter
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from datasets import Dataset
+from maypole.core.atomic import write_atomic
+from maypole.core.errors import ArtifactError
 
-from maypole.core.seeds import derive
-from maypole.engine.engine import Engine
-from maypole.engine.request import Request, Sampling
-from maypole.models.attention import packed_execution
-from maypole.models.language_model import LanguageModel
-from maypole.train.batch import pack
-from maypole.train.precision import autocast, decide
-from maypole.train.step import loss_of
-from maypole.train.supervised import LanguageModeling
-from maypole.train.tokens import tokenize
-
-SHARES = {"adapt": 70.0, "evaluate": 30.0}
-"""Seconds of a six-minute tour, before they are scaled to the minutes and the stages there are."""
 RESERVE = 0.2
-CORPUS_SHARE = 0.75
-"""Of the adapt stage's seconds; the rest goes to instructions."""
-REPLAY_SHARE = 0.3
+"""Of the minutes: kept for a machine that turns out slower than the probe."""
+LEAST_SHARE = 0.3
+"""Of the minutes: what the stages get even where reading and probing took the rest."""
+EVALUATE_SHARE = 0.2
+"""Of the stages' seconds, at most; the rest is for learning."""
+INSTRUCTION_SHARE = 0.3
+"""Of the seconds of learning, at most."""
 EXAMPLES_PER_STEP = 16
-PROBE_SECONDS = 2.0
+LEAST_STEPS = 40
+"""Where a run would have fewer, its steps become smaller."""
+INSTRUCTION_STEPS = 400
+"""Enough for the tasks that are taught."""
 MAX_PASSES = 3
+"""Over the corpus."""
+INSTRUCTIONS_A_ROW = 1 / 1.75
+"""Share of instructions among the rows of their run, the rest is kept knowledge."""
+DOCUMENTS = 400
+GENERAL = 100
+QUESTIONS = 600
+LEAST_DOCUMENTS, LEAST_QUESTIONS = 16, 24
 
 
-def length_of(lm: LanguageModel) -> int:
-    """Longest training row of a tour."""
-    return min(256, lm.max_length)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What a probe found. Rows are those of training: `rows_a_document` of the corpus, replayed ones among them."""
+
+    train_tokens_per_second: float
+    score_tokens_per_second: float
+    answers_per_second: float
+    tokens_a_document: float
+    rows_a_document: float
+    tokens_a_row: float
+    tokens_an_instruction_row: float
 
 
-def make_plan(lm: LanguageModel, train: Dataset, held_out: Dataset, minutes: float, seed: int) -> dict[str, Any]:
-    """Steps and items per stage. A stage takes them from here and never looks at the clock."""
-    rates = probe(lm, train, seed)
-    scale = 60.0 * minutes * (1.0 - RESERVE) / sum(SHARES.values())
-    seconds = {name: share * scale for name, share in SHARES.items()}
-    sample = tokenize(train.select(range(min(200, len(train)))), LanguageModeling(), lm.tokenizer, length_of(lm))
-    mean = float(sample.lengths_of(np.arange(len(sample))).mean())
-    rows_there = len(sample) / min(200, len(train)) * len(train)
-    learnt = seconds["adapt"] * rates["train_tokens_per_second"]
-    rows = int(CORPUS_SHARE * learnt / mean)
-    corpus_rows = int(min(rows * (1 - REPLAY_SHARE), MAX_PASSES * rows_there))
-    instruction_rows = int((1 - CORPUS_SHARE) * learnt / 40)
-    # Before and after; half of the seconds for perplexities, half for answers.
-    tokens = seconds["evaluate"] / 4 * rates["score_tokens_per_second"]
-    documents = int(tokens / 2 / mean)
-    answers = int(seconds["evaluate"] / 4 * rates["answers_per_second"])
-    return {
-        "rates": rates,
-        "adapt": {
-            "seconds": round(seconds["adapt"]),
-            "corpus_rows": max(corpus_rows, EXAMPLES_PER_STEP),
-            "instruction_rows": min(max(instruction_rows, 4 * EXAMPLES_PER_STEP), 6000),
-        },
-        "evaluate": {
-            "seconds": round(seconds["evaluate"]),
-            "documents": min(max(documents, 20), len(held_out)),
-            "questions": min(max(answers, 48), 600),
-        },
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptPlan:
+    """`documents` of the corpus; `instruction_rows` 0: the corpus alone is learnt."""
+
+    seconds: int
+    examples_per_step: int
+    documents: int
+    corpus_steps: int
+    instruction_rows: int
+    instruction_steps: int
+
+    @property
+    def steps(self) -> int:
+        return self.corpus_steps + self.instruction_steps
 
 
-def probe(lm: LanguageModel, train: Dataset, seed: int) -> dict[str, float]:
-    """Measured tokens per second of a training step and a forward pass, and short answers per second."""
-    arithmetic = decide("auto", lm.device)
-    first = train.select(range(min(60, len(train))))
-    store = tokenize(first, LanguageModeling(), lm.tokenizer, length_of(lm))
-    rows = np.arange(min(len(store), 12))
-    batch = pack(store, rows).to(lm.device)
-    wanted = [(p, p.requires_grad) for p in lm.model.parameters()]
-    lm.model.requires_grad_(True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatePlan:
+    """Held-out documents of the corpus, texts on anything else, questions."""
 
-    def passes(backward: bool) -> float:
-        done, begin = 0, 0.0
-        while done < 2 or time.perf_counter() - begin < PROBE_SECONDS:
-            with packed_execution(lm.model), torch.set_grad_enabled(backward), autocast(arithmetic, lm.device):
-                loss = loss_of(lm.model, batch, LanguageModeling(), first, rows, None, Counter())
-            if backward:
-                loss.backward()
-            done += 1
-            if done == 1:  # the first pass warms up
-                begin = time.perf_counter()
-        return (done - 1) * len(batch.input_ids) / (time.perf_counter() - begin)
+    seconds: int
+    documents: int
+    general: int
+    questions: int
 
-    try:
-        learning, scoring = passes(True), passes(False)
-    finally:
-        for parameter, before in wanted:
-            parameter.grad = None
-            parameter.requires_grad_(before)
-    engine = Engine(lm)
-    sampling = Sampling(max_tokens=8, temperature=0.0, ignore_eos=True)
-    ids = derive(seed, "probe") % 100
-    requests = [Request(prompt=[(ids + i) % 100 + 1] * 12, sampling=sampling) for i in range(32)]
-    begin = time.perf_counter()
-    engine.generate(requests)
-    answers = len(requests) / (time.perf_counter() - begin)
-    engine.close()
-    # An optimiser step costs more than its gradient, most for small batches.
-    return {
-        "train_tokens_per_second": round(0.8 * learning, 1),
-        "score_tokens_per_second": round(scoring, 1),
-        "answers_per_second": round(answers, 2),
-    }
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """`asked` is what the tour was told, by name and by identity; `preparation` seconds went by before the plan."""
+
+    asked: Mapping[str, Any]
+    threads: int
+    preparation: float
+    rates: Rates
+    adapt: AdaptPlan
+    evaluate: EvaluatePlan
+
+    def write(self, path: Path) -> None:
+        write_atomic(path, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Plan":
+        """ArtifactError where the file is not a tour's plan."""
+        try:
+            document = json.loads(path.read_bytes())
+            stages = {"adapt": AdaptPlan(**document["adapt"]), "evaluate": EvaluatePlan(**document["evaluate"])}
+            return cls(**{**document, **stages, "rates": Rates(**document["rates"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ArtifactError("is not the plan of a tour", str(path), "name another --out") from error
+
+
+def divide(
+    rates: Rates, seconds: float, *, train: int, held_out: int, instruct: bool, general: bool, questions: bool
+) -> tuple[AdaptPlan, EvaluatePlan]:
+    """`seconds` shared out: evaluation takes what it can use up to a fifth, learning has the rest.
+
+    train, held_out: documents of the corpus. instruct, general, questions: whether there is such work at all.
+    """
+    evaluated = _evaluate(rates, EVALUATE_SHARE * seconds, held_out, general, questions)
+    return _adapt(rates, seconds - evaluated.seconds, train, instruct), evaluated
+
+
+def available(minutes: float, preparation: float) -> float:
+    """Seconds for the stages of a tour of `minutes` whose preparation is over."""
+    whole = 60.0 * minutes
+    return max(whole * (1.0 - RESERVE) - preparation, whole * LEAST_SHARE)
+
+
+def _evaluate(rates: Rates, seconds: float, held_out: int, general: bool, questions: bool) -> EvaluatePlan:
+    wanted = {"documents": min(DOCUMENTS, held_out), "general": GENERAL * general, "questions": QUESTIONS * questions}
+    least = {"documents": LEAST_DOCUMENTS, "general": LEAST_DOCUMENTS, "questions": LEAST_QUESTIONS}
+
+    def cost(items: Mapping[str, int]) -> float:
+        """Before and after."""
+        texts = (items["documents"] + items["general"]) * rates.tokens_a_document / rates.score_tokens_per_second
+        return 2 * (texts + items["questions"] / rates.answers_per_second)
+
+    share = min(1.0, seconds / cost(wanted))
+    items = {name: min(count, max(least[name], int(share * count))) for name, count in wanted.items()}
+    return EvaluatePlan(seconds=math.ceil(cost(items)), **items)
+
+
+def _adapt(rates: Rates, seconds: float, train: int, instruct: bool) -> AdaptPlan:
+    tokens = max(seconds, 1.0) * rates.train_tokens_per_second
+    taught = INSTRUCTION_SHARE * tokens if instruct else 0.0
+    examples = EXAMPLES_PER_STEP
+    while examples > 1 and (tokens - taught) / rates.tokens_a_row < LEAST_STEPS * examples:
+        examples //= 2
+    instruction_step = examples * rates.tokens_an_instruction_row
+    instruction_steps = min(INSTRUCTION_STEPS, max(4, int(taught / instruction_step))) if instruct else 0
+    left = tokens - instruction_steps * instruction_step
+    rows = train * rates.rows_a_document
+    most = math.ceil(MAX_PASSES * rows / examples)
+    corpus_steps = max(4, min(most, int(left / (examples * rates.tokens_a_row))))
+    used = corpus_steps * examples * rates.tokens_a_row + instruction_steps * instruction_step
+    return AdaptPlan(
+        seconds=math.ceil(used / rates.train_tokens_per_second),
+        examples_per_step=examples,
+        documents=min(train, math.ceil(corpus_steps * examples / rates.rows_a_document)),
+        corpus_steps=corpus_steps,
+        instruction_rows=round(instruction_steps * examples * INSTRUCTIONS_A_ROW),
+        instruction_steps=instruction_steps,
+    )

@@ -16,31 +16,26 @@ from maypole.engine.engine import Engine
 from maypole.engine.request import Request, Sampling
 from maypole.models.language_model import LanguageModel
 from maypole.village.instruct import BASE_NAMES
-from maypole.village.measures import MAX_NEW_TOKENS, Question, is_right, recall_questions, task_questions
+from maypole.village.measures import MAX_NEW_TOKENS, Question, recall_questions, task_questions
 from maypole.village.render import render
 from maypole.village.world import World
 
 NEW = ("rotate", "swap")
 """Tasks that no base mix contains."""
-KEPT = ("first", "last", "second", "reverse", "count", "category", "opposite", "sentiment")
+OLD = ("first", "last", "second", "reverse", "count", "category", "opposite", "sentiment")
 """Tasks of the base mix that it learns well: what there is to forget."""
+FACTS = ("attribute/trained", "attribute/H1", "person/trained")
+"""Groups of facts that the base recalls."""
 OLD_SHARE = 0.5
+QUESTION_SEED = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
-    """Right or wrong for each question, and what was answered."""
+class Asked:
+    """A question and the measure that it counts for."""
 
-    questions: Sequence[Question]
-    replies: Sequence[str]
-
-    @property
-    def right(self) -> list[float]:
-        return [float(is_right(q, r)) for q, r in zip(self.questions, self.replies, strict=True)]
-
-    def where(self, *groups: str) -> list[float]:
-        """Marks of the questions whose group begins with one of `groups`."""
-        return [m for q, m in zip(self.questions, self.right, strict=True) if q.group.startswith(groups)]
+    measure: str
+    question: Question
 
 
 def instructions(lm: LanguageModel, rows: int, seed: int) -> tuple[Dataset, RowType]:
@@ -60,36 +55,37 @@ def instructions(lm: LanguageModel, rows: int, seed: int) -> tuple[Dataset, RowT
     return made, kind
 
 
-def questions(count: int, facts: bool) -> list[Question]:
-    """About `count` questions: half on new tasks, the rest on old ones and, with `facts`, on what the base knows."""
-    world = World(0)
-    each = max(2, count // (2 * len(NEW)))
-    asked = task_questions(world, each, seed=2, tasks=NEW)
-    kept = max(1, count // ((4 if facts else 2) * len(KEPT)))
-    asked += task_questions(world, kept, seed=2, tasks=KEPT)
-    if facts:
-        known = ("attribute/trained", "attribute/H1", "person/trained")
-        asked += [q for q in recall_questions(world, max(2, count // 12)) if q.group in known]
-    return asked
+def questions(count: int, *, own: bool) -> list[Asked]:
+    """About `count` questions on test inputs. Of maypole's own base: a third each on new tasks, old tasks and facts;
+    of any other model, to which all tasks are new: half on each kind of task, as one measure."""
+    world, part = World(0), count // 3 if own else count // 2
+    new = task_questions(world, max(1, part // len(NEW)), QUESTION_SEED, NEW)
+    old = task_questions(world, max(1, part // len(OLD)), QUESTION_SEED, OLD)
+    if not own:
+        return [Asked("task accuracy", question) for question in (*new, *old)]
+    facts = [q for q in recall_questions(world, max(1, part // len(FACTS))) if q.group in FACTS]
+    groups = {"new tasks": new, "old tasks": old, "facts recalled": facts}
+    return [Asked(measure, question) for measure, asked in groups.items() for question in asked]
 
 
-def ask(lm: LanguageModel, asked: Sequence[Question]) -> Marks:
-    """Greedy answers of `lm` to every question."""
-    engine = Engine(lm)
-    templated = bool(lm.tokenizer.chat_template)
-    stop = () if templated else ("\n",)
-    requests = []
-    for question in asked:
-        prompt: Any = question.prompt
-        if not isinstance(prompt, str) and not templated:
-            prompt = plain(prompt)
-        sampling = Sampling(max_tokens=MAX_NEW_TOKENS, temperature=0.0, stop=stop)
-        requests.append(Request(prompt=prompt, sampling=sampling))
-    replies = [output.text for output in engine.generate(requests)]
-    engine.close()
-    return Marks(list(asked), replies)
+def fitting(asked: Sequence[Asked], engine: Engine) -> list[Asked]:
+    """Those whose prompt and answer fit the model's context."""
+    room = engine.max_length - MAX_NEW_TOKENS
+    return [a for a in asked if len(engine.encode(_prompt(a.question, engine))) <= room]
+
+
+def ask(engine: Engine, asked: Sequence[Asked]) -> list[str]:
+    """Greedy answers to every question."""
+    stop = () if engine.tokenizer.chat_template else ("\n",)
+    sampling = Sampling(max_tokens=MAX_NEW_TOKENS, temperature=0.0, stop=stop)
+    return [o.text for o in engine.generate([Request(_prompt(a.question, engine), sampling) for a in asked])]
 
 
 def plain(messages: Sequence[dict[str, str]]) -> str:
     """A conversation as plain text, for models without a template."""
     return "\n".join(m["content"] for m in messages) + "\nAnswer:"
+
+
+def _prompt(question: Question, engine: Engine) -> Any:
+    templated = isinstance(question.prompt, str) or engine.tokenizer.chat_template
+    return question.prompt if templated else plain(question.prompt)  # type: ignore[arg-type]

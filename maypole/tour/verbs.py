@@ -1,62 +1,77 @@
-"""The tour's command. Knows nothing about its stages."""
+"""The tour's command: what it prints when it is done. Knows nothing about its stages."""
 
 import shlex
-import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from maypole.core.config import setting
-from maypole.core.errors import ConfigError
+from maypole.tour.options import TourOptions
+from maypole.tour.stages import BY_NAME
 
+if TYPE_CHECKING:
+    from maypole.tour.report import Report
 
-@dataclass(frozen=True, kw_only=True)
-class TourOptions:
-    """What to improve, on which texts, in how many minutes."""
-
-    model: str | None = setting(None, input=True, help="directory or hub id; default: a small base that ships")
-    corpus: Path | None = setting(None, input=True, help="file or folder of text; default: Python's documentation")
-    out: Path = setting(Path("run"), key=False, help="directory of the report and all results")
-    minutes: float = setting(6.0, help="about how long it may take on this machine")
-    seed: int = setting(0, help="everything random is derived from it")
-    own_data_only: bool = setting(False, help="leave out what needs maypole's own small world")
-    threads: int | None = setting(None, key=False, help="CPU threads; default: as many as cores")
-
-    def __post_init__(self) -> None:
-        if self.minutes <= 0:
-            raise ConfigError("minutes", self.minutes, "above 0")
+DEFAULTS = TourOptions()
+PROMPT = "Return the"
+"""Words that begin many a text."""
 
 
 @dataclass(frozen=True)
 class TourResult:
-    """What changed, and where the report lies."""
+    """What changed, and where the report and the trained model lie."""
 
-    measures: tuple[Any, ...]
-    report: str
+    report: "Report"
+    out: Path
+
+    @property
+    def next(self) -> str:
+        """A command that shows the trained model at work."""
+        words = ["maypole", "engine", "generate", "--model", str(self.model), "--prompt", PROMPT]
+        return shlex.join([*words, "--max-tokens", "60", "--temperature", "0"])
+
+    @property
+    def model(self) -> Path:
+        return self.out / BY_NAME["adapt"].directory
 
     def to_json(self) -> dict[str, Any]:
-        rows = [
-            {
-                "measure": m.name, "before": m.before, "after": m.after, "change": m.change,
-                "ci95": [m.interval.low, m.interval.high], "n": m.n, "verdict": m.verdict,
-            }
-            for m in self.measures
-        ]  # fmt: skip
-        return {"measures": rows, "report": self.report}
+        from maypole.tour.measures import summary
+
+        return {
+            "model": self.report.model,
+            "corpus": self.report.corpus,
+            "seconds": round(self.report.seconds, 1),
+            "verdict": self.report.verdict,
+            "measures": [{"measure": name, **numbers} for name, numbers in summary(self.report.measures).items()],
+            "stages": [
+                {"stage": s.name, "state": s.state, "seconds": s.seconds} for s in self.report.stages if s.seconds
+            ],
+            "adapted": str(self.model),
+            "report": str(self.out / "report.html"),
+            "next": self.next,
+        }
 
     def __rich__(self) -> Any:
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        table = Table("", "before", "after", "change [95 % CI]", "n", "", box=None)
-        for m in self.measures:
-            change = f"{m.change:+.2f} [{m.interval.low:+.2f}, {m.interval.high:+.2f}]"
-            table.add_row(m.name, f"{m.before:.2f}", f"{m.after:.2f}", change, str(m.n), m.verdict)
-        return Group(table, Text(f"report  {self.report}"))
+        from maypole.tour.report.words import bounds, duration, number, visible
+
+        table = Table(box=None, pad_edge=False)
+        table.add_column(Text(f"done in {duration(self.report.seconds)}"))
+        for name in ("before", "after", "change [95 % CI]", "n"):
+            table.add_column(Text(name), justify="right", no_wrap=True)
+        table.add_column()
+        for m in self.report.measures:
+            change = f"{number(m.change, m.digits, signed=True)} {bounds(m.interval, m.digits)}"
+            sides = (number(m.before, m.digits), number(m.after, m.digits))
+            table.add_row(Text(f"  {m.name}"), *sides, Text(change), number(m.n, 0), m.verdict)
+        lines = {"verdict": self.report.verdict, "report": str(self.out / "report.html"), "next": self.next}
+        return Group(table, *(Text(visible(f"{name:<8}{text}"), overflow="fold") for name, text in lines.items()))
 
 
-def tour(config: TourOptions) -> TourResult:
+def tour(config: TourOptions = DEFAULTS) -> TourResult:
     """Take a model through its stages on your text and write a report of what improved.
 
     Stopped and started again, it goes on.
@@ -64,13 +79,7 @@ def tour(config: TourOptions) -> TourResult:
         maypole tour
         maypole tour --model DIR --corpus notes/ --out run
     """
-    from maypole.tour.run import TourSettings, run
+    begun = time.monotonic()
+    from maypole.tour.run import run
 
-    settings = TourSettings(
-        model=config.model, corpus=config.corpus, minutes=config.minutes, seed=config.seed,
-        own_data_only=config.own_data_only,
-    )  # fmt: skip
-    command = (
-        shlex.join(["maypole", *sys.argv[1:]]) if sys.argv[1:2] == ["tour"] else f"maypole tour --out {config.out}"
-    )
-    return TourResult(tuple(run(settings, config.out, command)), str(config.out / "report.html"))
+    return TourResult(run(config, begun), config.out)

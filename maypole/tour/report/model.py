@@ -9,7 +9,7 @@ from typing import Literal
 
 from maypole.core.statistics import Better, Interval, verdict
 
-StageState = Literal["not yet", "running", "done", "failed", "empty", "interrupted"]
+StageState = Literal["not yet", "running", "done", "failed", "empty", "interrupted", "absent"]
 ReportState = Literal["running", "complete", "interrupted", "failed"]
 Cell = str | int | float | None
 
@@ -76,7 +76,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One stage of the tour: its state, one sentence of finding, and what supports it.
+    """One stage of the tour: its state, one sentence of finding, and what supports it. One that no tour has yet is
+    "absent", and its finding completes "It …".
 
     `provenance` are pairs in the order shown: config, inputs with sha256, seeds, versions, device, threads, seconds,
     memory, reused or computed; no user, host or absolute path. `log` is the run's, of which the last lines are shown.

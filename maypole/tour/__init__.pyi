@@ -1,0 +1,4 @@
+from .options import TourOptions
+from .run import run
+
+__all__ = ["TourOptions", "run"]

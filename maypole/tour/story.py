@@ -1,0 +1,245 @@
+"""What a tour's artifacts have to say: each stage's finding in a sentence, its plots, table, examples and origin.
+
+Reads artifacts; computes no measure of its own and knows nothing about HTML.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from maypole.core.artifact import Artifact
+from maypole.tour.adapt import curve
+from maypole.tour.evaluate import HELD_OUT, ITEMS, choose
+from maypole.tour.measures import measures, skills
+from maypole.tour.options import TourOptions
+from maypole.tour.plan import Plan
+from maypole.tour.report import (
+    Changes,
+    Example,
+    Measure,
+    Plot,
+    Report,
+    Stage,
+    Table,
+    accuracy_by_skill,
+    change_per_measure,
+    held_out_loss,
+)
+from maypole.tour.report.model import ReportState, StageState
+from maypole.tour.rows import REPLAY_SHARE
+from maypole.tour.stages import BY_NAME, STAGES, StageInfo
+
+MEANINGS = {
+    "corpus perplexity": "surprise at documents of the corpus that were held out; 1 would be none",
+    "general perplexity": "surprise at other text: what may be forgotten",
+    "new tasks": "share of right answers: tasks that the base never saw",
+    "old tasks": "share of right answers: tasks of the base",
+    "facts recalled": "share of right answers: facts that the base was trained on",
+    "task accuracy": "share of right answers: small tasks with words and lists",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known before the first stage."""
+
+    options: TourOptions
+    model: str
+    own: bool
+    corpus: str
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a stage stands; `artifact` once it is done."""
+
+    state: StageState
+    artifact: Artifact | None = None
+    reused: bool = False
+    error: str = ""
+    log: Sequence[str] = ()
+
+
+def report(
+    facts: Facts, stages: Mapping[str, Progress], state: ReportState, seconds: float, peak_memory: int
+) -> Report:
+    """The report of a tour whose `stages` (by name) have come so far."""
+    items = _items(stages.get("evaluate"))
+    found = measures(items) if items else []
+    told = {"adapt": _adapt, "evaluate": _evaluate}
+    pages = [
+        told[info.name](facts, info, stages.get(info.name, Progress("not yet")), items, found)
+        if info.built
+        else Stage(name=info.name, number=info.number, state="absent", finding=info.does)
+        for info in STAGES
+    ]
+    return Report(
+        title="maypole tour", model=facts.model, corpus=facts.corpus, date=_date(stages), seconds=seconds,
+        peak_rss=peak_memory, state=state, measures=found, stages=pages, resume_command=facts.options.command,
+    )  # fmt: skip
+
+
+def _items(stage: Progress | None) -> dict[str, Any] | None:
+    if stage is None or stage.artifact is None:
+        return None
+    return json.loads((stage.artifact.path / ITEMS).read_bytes())
+
+
+def _date(stages: Mapping[str, Progress]) -> str:
+    """The day of the last stage that is done, else today."""
+    days = [s.artifact.manifest["finished_at"][:10] for s in stages.values() if s.artifact is not None]
+    return max(days, default=datetime.now(UTC).date().isoformat())
+
+
+def _adapt(
+    facts: Facts, info: StageInfo, stage: Progress, items: dict[str, Any] | None, found: Sequence[Measure]
+) -> Stage:
+    plots: list[Plot] = []
+    finding, table = "", None
+    examples: list[Example] = []
+    if stage.artifact is not None:
+        points = curve(stage.artifact.path)
+        plots.append(held_out_loss([t for t, _ in points[1:]], [v for _, v in points[1:]], points[0][1]))
+        finding = _learnt(facts, points, stage.artifact.manifest["metrics"])
+    if items:
+        by_skill = skills(items)
+        if by_skill:
+            before, after, _ = zip(*by_skill.values())
+            plots.append(accuracy_by_skill(list(by_skill), before, {"adapted": after}))
+        table = _table(found)
+        examples = [_continued(sample) for sample in items["samples"]]
+    return Stage(
+        name=info.name, number=info.number, plots=plots, finding=finding, table=table, examples=examples,
+        repeat_command=facts.options.command, repeat_python=_python(facts.options), **_common(stage),
+    )  # fmt: skip
+
+
+def _evaluate(
+    facts: Facts, info: StageInfo, stage: Progress, items: dict[str, Any] | None, found: Sequence[Measure]
+) -> Stage:
+    plots: list[Plot] = []
+    finding, table = "", None
+    examples: list[Example] = []
+    command = facts.options.command
+    if items:
+        tested = [m for m in found if m.interval is not None]
+        plots.append(change_per_measure([_changes(m) for m in tested]))
+        finding = " ".join(_sentence(m) for m in found)
+        table = Table(
+            columns=("measure", "what it says", "base", "adapted", "change", "n", "verdict"),
+            rows=[(m.name, MEANINGS[m.name], m.before, m.after, m.change, m.n, m.verdict) for m in found],
+            caption="All measures, both models",
+        )
+        examples = _answers(items, facts.options.seed)
+        out = facts.options.out
+        command = (
+            f"maypole evaluate perplexity --model {out / BY_NAME['adapt'].directory} "
+            f"--data {out / info.directory / HELD_OUT} --max-length {items['max_length']}"
+        )
+    return Stage(
+        name=info.name, number=info.number, plots=plots, finding=finding, table=table, examples=examples,
+        repeat_command=command, **_common(stage),
+    )  # fmt: skip
+
+
+def _common(stage: Progress) -> dict[str, Any]:
+    manifest = stage.artifact.manifest if stage.artifact is not None else {}
+    return {
+        "state": stage.state,
+        "seconds": manifest.get("wall_seconds"),
+        "error": stage.error,
+        "log": stage.log,
+        "provenance": _provenance(manifest, stage.reused) if manifest else (),
+    }
+
+
+def _learnt(facts: Facts, points: Sequence[tuple[int, float]], metrics: Mapping[str, Any]) -> str:
+    way = "fell" if points[-1][1] < points[0][1] else "did not fall"
+    parts = [
+        f"Held-out loss {way}: {points[0][1]:.2f} (base) to {points[-1][1]:.2f} nats per token, "
+        f"after {metrics['corpus_tokens']:,} training tokens in {metrics['corpus_steps']:,} steps"
+    ]
+    instructed = facts.plan.adapt.instruction_rows
+    if instructed:
+        parts.append(f"then {instructed:,} instructions in {metrics['instructions_steps']:,} steps")
+    what = "All weights were trained" if facts.own else "A LoRA was trained"
+    if facts.own and instructed:
+        kept = f"; {100 * REPLAY_SHARE:.0f} % of the tokens were the base's own, against forgetting"
+    else:
+        kept = ", with nothing against forgetting"
+    return f"{', '.join(parts)}. {what}{kept}."
+
+
+def _sentence(measure: Measure) -> str:
+    name = measure.name[0].upper() + measure.name[1:]
+    return f"{name}: {measure.before:.2f} before, {measure.after:.2f} after, {measure.verdict}."
+
+
+def _table(found: Sequence[Measure]) -> Table:
+    return Table(columns=("measure", "base", "adapted"), rows=[(m.name, m.before, m.after) for m in found])
+
+
+def _changes(measure: Measure) -> Changes:
+    assert measure.interval is not None
+    return Changes(
+        measure=measure.name, better=measure.better, changes={"adapted": measure.interval}, unit=measure.unit,
+        digits=measure.digits,
+    )  # fmt: skip
+
+
+def _continued(sample: Mapping[str, Any]) -> Example:
+    way = "less" if sample["gain"] > 0 else "more"
+    label = f"held-out text, {sample['label']}: {abs(sample['gain']):.2f} nats per token {way} surprised"
+    return Example(label=label, prompt=sample["opening"], before=sample["before"], after=sample["after"])
+
+
+def _answers(items: Mapping[str, Any], seed: int) -> list[Example]:
+    """Questions at random, and where an answer became right or wrong."""
+    before, after = items["before"], items["after"]
+    gains = [a - b for a, b in zip(after["right"], before["right"], strict=True)]
+    made: list[Example] = []
+    for shown in choose(gains, seed):
+        question = items["questions"][shown.item]
+        prompt = question["prompt"]
+        text = prompt.strip() if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
+        made.append(
+            Example(
+                label=f"{question['measure']}, {_chosen(shown.label, before, after, shown.item)}",
+                prompt=f"{text}\n(right: {question['expected']})",
+                before=before["replies"][shown.item].strip(),
+                after=after["replies"][shown.item].strip(),
+            )
+        )
+    return made
+
+
+def _chosen(label: str, before: Mapping[str, Any], after: Mapping[str, Any], item: int) -> str:
+    words = ["right" if side["right"][item] else "wrong" for side in (before, after)]
+    return f"{label}: {words[0]} before, {words[1]} after"
+
+
+def _python(options: TourOptions) -> str:
+    given = [
+        f"{field.name}={getattr(options, field.name)!r}"
+        for field in fields(options)
+        if getattr(options, field.name) != field.default
+    ]
+    return f"from maypole.tour import TourOptions, run\n\nrun(TourOptions({', '.join(given)}))"
+
+
+def _provenance(manifest: Mapping[str, Any], reused: bool) -> list[tuple[str, str]]:
+    facts = [("plan", ", ".join(f"{name} {value}" for name, value in manifest["config"].items()))]
+    for name, entry in manifest["inputs"].items():
+        facts.append((f"input {name}", " ".join(str(entry[key]) for key in ("path", "identity") if entry.get(key))))
+    facts += [("seed", str(manifest["seed"])), ("key", manifest["key"])]
+    facts += [("versions", ", ".join(f"{name} {version}" for name, version in sorted(manifest["versions"].items())))]
+    facts += [
+        ("device", manifest["metrics"].get("device", "cpu")),
+        ("seconds", f"{manifest['wall_seconds']:.1f} wall, {manifest['cpu_seconds']:.1f} CPU"),
+        ("peak memory", f"{manifest['peak_rss_bytes'] / 1e6:,.0f} MB"),
+        ("this time", "found finished" if reused else "computed"),
+    ]
+    return facts
