@@ -196,7 +196,9 @@ def own_randomness(seed: int) -> Iterator[None]:
 
 def _with_config(lm: LanguageModel, config: Any, name: str) -> Any:
     if not lm.adapters:
-        return peft.get_peft_model(lm.transformer, config, adapter_name=name)
+        with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return peft.get_peft_model(lm.transformer, config, adapter_name=name)
     lm.model.add_adapter(name, config)
     return lm.model
 

@@ -26,7 +26,7 @@ from maypole.models.language_model import LanguageModel
 from maypole.train.config import TrainConfig
 from maypole.train.estimate import Estimate, choose_checkpointing, estimate
 from maypole.train.objective import Objective, Rounds
-from maypole.train.precision import decide, masters
+from maypole.train.precision import decide, has_bf16, masters
 from maypole.train.result import load_result, save_result
 from maypole.train.source import Source, Work, nonempty, work
 from maypole.train.step import ReferenceLogps
@@ -106,8 +106,8 @@ def _train(
         make_trainable(lm, config, seed, artifact.path, artifact.out)
         self_test(lm.model)
         plan = artifact.plan(lambda: decisions(lm, source, config))
-        if decide(plan["precision"], lm.device) != plan["precision"]:
-            raise UserError(f"the run was begun in {plan['precision']}, which this machine lacks", str(artifact.path))
+        if plan["precision"] == "bf16" and not has_bf16(lm.device):
+            raise UserError("the run was begun in bf16, which this machine lacks", str(artifact.path))
         source.tokens_per_batch = plan["tokens_per_batch"]
         with masters(lm.model, plan["precision"], lm.dtype), _checkpointing(lm, plan["gradient_checkpointing"]):
             expected = estimate(lm, source, plan, torch.get_num_threads())
