@@ -1,0 +1,170 @@
+"""Ours and a peer side by side: one process per arm, taking turns, one table, one JSON document, one exit code.
+
+An arm is a dict of settings; the script's own `measure` turns it into a `Measured` in a process of its own, so that
+neither side inherits the other's threads, memory or warm caches. Of several settings of the peer the fastest in a
+first round is the one that is compared. Knows nothing about what is measured.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from maypole.core.manifest import versions
+
+Arm = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one arm did: `amount` of work in so many seconds, and numbers that must be the same on both sides."""
+
+    amount: float
+    wall_seconds: float
+    cpu_seconds: float
+    peak_rss_bytes: int
+    check: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One comparison. `clock` is "cpu" or "wall": which seconds the rate and the ratio are made of.
+
+    `check` is merged into the settings of both arms for a first, unmeasured run, whose `Measured.check` must agree to
+    the relative `tolerance`. `rounds` pairs follow it.
+    """
+
+    name: str
+    ours: Arm
+    peers: Mapping[str, Arm]
+    unit: str
+    check: Arm
+    tolerance: float
+    scout: Arm = field(default_factory=dict)
+    clock: str = "cpu"
+    threads: int = 1
+    rounds: int = 3
+    target: float | None = None
+
+
+def main(name: str, cases: Callable[[bool], Sequence[Case]], measure: Callable[[Arm], Measured], peer: str) -> None:
+    """The script's whole command line; `cases(quick)` says what is compared, `peer` is the package compared with."""
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer cases, rounds and steps")
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.arm:
+        settings = json.loads(options.arm)
+        Path(settings.pop("report")).write_text(json.dumps(asdict(measure(settings))))
+        return
+    found = [_compare(case) for case in cases(options.quick)]
+    document = {
+        "name": name,
+        "cases": found,
+        "machine": _machine(),
+        "versions": {**versions(), peer: _version(peer)},
+    }
+    _show(document)
+    if options.json:
+        print(json.dumps(document, indent=2))
+    sys.exit(0 if all(case["equal"] and case["met"] is not False for case in found) else 1)
+
+
+def _compare(case: Case) -> dict[str, Any]:
+    rates = {}
+    if len(case.peers) > 1:
+        rates = {n: _rate(case, _run(case, n, {**arm, **case.scout})) for n, arm in case.peers.items()}
+    best = max(rates, key=lambda n: rates[n]) if rates else next(iter(case.peers))
+    arms = {"ours": case.ours, best: case.peers[best]}
+    checks = [_run(case, f"{name}, check", {**arm, **case.check}).check for name, arm in arms.items()]
+    apart = max(abs(checks[0][k] - v) / max(abs(v), 1e-12) for k, v in checks[1].items())
+    equal = checks[0].keys() == checks[1].keys() and apart <= case.tolerance
+    runs: dict[str, list[Measured]] = {name: [] for name in arms}
+    for _ in range(case.rounds):
+        for name, arm in arms.items():
+            runs[name].append(_run(case, name, arm))
+    ours, theirs = (statistics.median(_rate(case, r) for r in found) for found in runs.values())
+    ratio = ours / theirs
+    sides = dict(zip(("ours", "peer"), runs.values()))
+    return {
+        "case": case.name,
+        "ours": round(ours, 1),
+        "peer": round(theirs, 1),
+        "peer_name": best,
+        "unit": f"{case.unit} per {case.clock} second",
+        "ratio": round(ratio, 3),
+        "target": case.target,
+        "met": None if case.target is None else ratio >= case.target,
+        "equal": equal,
+        "apart": apart,
+        "tolerance": case.tolerance,
+        "threads": case.threads,
+        "peer_settings": {n: round(rate, 1) for n, rate in rates.items()},
+        "peak_rss_bytes": {side: max(r.peak_rss_bytes for r in found) for side, found in sides.items()},
+        "runs": {side: [asdict(r) for r in found] for side, found in sides.items()},
+    }
+
+
+def _rate(case: Case, run: Measured) -> float:
+    return run.amount / (run.cpu_seconds if case.clock == "cpu" else run.wall_seconds)
+
+
+def _run(case: Case, label: str, arm: Arm) -> Measured:
+    """One arm in a process of its own, with its own cache and without a network."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        quiet = {"OMP_NUM_THREADS": str(case.threads), "HF_HUB_OFFLINE": "1", "MAYPOLE_CACHE": folder}
+        words = [sys.executable, sys.argv[0], "--arm", json.dumps({**arm, "report": str(report)})]
+        ran = subprocess.run(words, env={**os.environ, **quiet}, capture_output=True, text=True, check=False)
+        if ran.returncode:
+            sys.exit(f"{case.name}, {label}: the process failed\n{ran.stderr[-4000:]}")
+        found = Measured(**json.loads(report.read_text()))
+    print(f"{case.name}: {label}: {_rate(case, found):,.0f} {case.unit} per {case.clock} second", file=sys.stderr)
+    return found
+
+
+def _show(document: Mapping[str, Any]) -> None:
+    table = Table(
+        "case", "ours", "peer", "unit", "ratio", "target", "same work", "GB ours/peer", "peer's best", box=None
+    )  # fmt: skip
+    for case in document["cases"]:
+        verdict = "" if case["target"] is None else f"{case['target']:g} {'met' if case['met'] else 'MISSED'}"
+        memory = "/".join(f"{b / 1e9:.2f}" for b in case["peak_rss_bytes"].values())
+        same = f"{'yes' if case['equal'] else 'NO'} ({case['apart']:.0e})"
+        table.add_row(
+            case["case"], f"{case['ours']:,.0f}", f"{case['peer']:,.0f}", case["unit"], f"{case['ratio']:.2f}", verdict,
+            same, memory, case["peer_name"],
+        )  # fmt: skip
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
+    console.print(table)
+    machine = document["machine"]
+    console.print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}")
+    if machine["load"] > machine["cores"]:
+        console.print("The machine was busy with other work: these ratios are not to be quoted.")
+
+
+def _machine() -> dict[str, Any]:
+    """What the numbers depend on; no name of a host or a user."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
+    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), "load": round(os.getloadavg()[1], 2)}
+
+
+def _version(package: str) -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version(package)
