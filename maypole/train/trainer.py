@@ -21,7 +21,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
 from maypole.core.atomic import fsync_directory, fsync_tree
-from maypole.core.errors import UserError
+from maypole.core.errors import ConfigError, UserError
 from maypole.core.metrics import Metrics
 from maypole.models.attention import packed_execution
 from maypole.models.language_model import LanguageModel
@@ -145,10 +145,14 @@ class PackedTrainer(transformers.Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             warmup = round(self.config.warmup_ratio * num_training_steps)
-            kwargs = dict(self.config.lr_scheduler_kwargs)
-            self.lr_scheduler = get_scheduler(
-                self.config.lr_scheduler_type, optimizer or self.optimizer, warmup, num_training_steps, kwargs
-            )
+            kind, kwargs = self.config.lr_scheduler_type, dict(self.config.lr_scheduler_kwargs)
+            try:
+                self.lr_scheduler = get_scheduler(
+                    kind, optimizer or self.optimizer, warmup, num_training_steps, kwargs
+                )
+            except (TypeError, ValueError) as error:
+                accepted = f"what transformers' {kind} schedule takes ({error})"
+                raise ConfigError("lr_scheduler_kwargs", kwargs, accepted) from error
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -214,11 +218,11 @@ class PackedTrainer(transformers.Trainer):
         guilty = [r for r, loss in zip(rows, alone) if not torch.isfinite(loss)]
         if 0 < len(guilty) < len(rows):
             numbers = sorted(int(work.store.row_index[r]) + 1 for r in guilty)
-            where = f"row {', '.join(map(str, numbers[:8]))}{', …' if len(numbers) > 8 else ''}"
-            hint = "look at these rows; if they are as they should be, a lower --learning-rate"
+            shown = ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
+            where = f"row{'s' if len(numbers) > 1 else ''} {shown}"
+            hint = "look at what they hold; if they are as they should be, a lower --learning-rate"
         else:
-            where = f"step {self.state.global_step + 1}"
-            hint = "a lower --learning-rate, or warm up with --warmup-ratio"
+            where, hint = "", "a lower --learning-rate, or a slower start with --warmup-ratio"
         return UserError(f"{what} at step {self.state.global_step + 1}", where, hint)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
