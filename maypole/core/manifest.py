@@ -113,8 +113,8 @@ def list_files(root: Path, children: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def has_work(directory: Path) -> bool:
-    """Whether an unfinished run left anything in `directory` besides the note that it began."""
-    begun = {FILE, LOCK, "run.log", "config.yaml"}
+    """Whether an unfinished run left anything in `directory` besides the notes of how it began."""
+    begun = {FILE, LOCK, "run.log", "config.yaml", "plan.json"}
     files = (file.relative_to(directory) for file in files_below(directory) if not is_temporary(file))
     return any(file.as_posix() not in begun for file in files)
 

@@ -267,8 +267,13 @@ def test_the_key_counts_kind_settings_seed_and_inputs_but_not_how_the_run_works(
 
 
 def test_wrong_input_found_before_any_work_leaves_nothing_in_the_way_of_the_right_command():
-    with pytest.raises(UserError), _open():
-        raise UserError("no such column", "in.txt")
+    def fail() -> None:
+        with _open() as artifact:
+            artifact.plan(lambda: {"steps": 7})
+            raise UserError("no such column", "in.txt")
+
+    with pytest.raises(UserError):
+        fail()
     assert not Path("out.part").exists()
     with _open(rate=0.2):
         pass
@@ -278,12 +283,12 @@ def test_wrong_input_found_before_any_work_leaves_nothing_in_the_way_of_the_righ
 def test_wrong_input_found_in_the_middle_of_the_work_leaves_it():
     def fail() -> None:
         with _open() as artifact:
-            artifact.plan(lambda: {"steps": 7})
+            artifact.metrics.log(1, loss=2.0)
             raise UserError("the loss is nan")
 
     with pytest.raises(UserError):
         fail()
-    assert _open().plan(lambda: {}) == {"steps": 7}
+    assert _open().metrics.read() == [{"step": 1, "loss": 2.0}]
 
 
 def test_what_a_command_would_find_is_told_and_nothing_changes():
