@@ -70,12 +70,12 @@ def new_adapter(lm: LanguageModel, options: PeftOptions, *, seed: int, name: str
     """
     made = config_class(options.type)
     fields = {f for c in made.__mro__ for f in getattr(c, "__dataclass_fields__", {})}
-    targets = options.target_modules
+    targets = list(options.target_modules)
     wanted: dict[str, Any] = {
         "r": options.r,
         "lora_alpha": options.lora_alpha,
         "lora_dropout": options.lora_dropout,
-        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "target_modules": "all-linear" if targets == ["all-linear"] else targets,
         "task_type": "CAUSAL_LM",
     }
     unknown = sorted(set(options.options) - fields)
@@ -196,8 +196,9 @@ def own_randomness(seed: int) -> Iterator[None]:
 
 def _with_config(lm: LanguageModel, config: Any, name: str) -> Any:
     if not lm.adapters:
-        with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out
+        with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out; paths are ours
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path` was renamed")
             return peft.get_peft_model(lm.transformer, config, adapter_name=name)
     lm.model.add_adapter(name, config)
     return lm.model

@@ -1,8 +1,9 @@
 """Which adapter to train, as plain data. Knows nothing about torch: command lines import it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from maypole.core.config import setting
 from maypole.core.errors import ConfigError
 
 
@@ -14,14 +15,16 @@ class PeftOptions:
     `options` are further fields of the type's config class, e.g. ``{"use_dora": True}``.
     """
 
-    type: str = "lora"
-    r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
-    options: dict[str, Any] = field(default_factory=dict)
+    type: str = setting("lora", help="train an adapter of this PEFT type instead of all weights")
+    r: int = setting(16, help="its rank")
+    lora_alpha: int = setting(32, help="its scale is lora_alpha / r")
+    lora_dropout: float = setting(0.0, help="share of its inputs that a step leaves out")
+    target_modules: tuple[str, ...] | str = setting(("all-linear",), help="names or endings of modules that get it")
+    options: dict[str, Any] = setting(factory=dict, help="further fields of the type's config")
 
     def __post_init__(self) -> None:
+        if isinstance(self.target_modules, str):
+            object.__setattr__(self, "target_modules", (self.target_modules,))
         if self.r < 1:
             raise ConfigError("peft.r", self.r, "1 or more")
         if not 0.0 <= self.lora_dropout < 1.0:
