@@ -72,7 +72,8 @@ def parse(words: list[str], config: Path | None, commands: Table) -> Invocation:
     app = build(commands, chosen=path, settings=settings, source=str(config or ""))
     function, bound, _ = app.parse_args([*path, *rest], exit_on_error=False, print_error=False)
     is_help = getattr(function, "__module__", "").startswith("cyclopts")
-    return Invocation(function, bound.args, dict(bound.kwargs), is_help)
+    kwargs = {name: _typed(value) for name, value in bound.kwargs.items()}
+    return Invocation(function, tuple(map(_typed, bound.args)), kwargs, is_help)
 
 
 def build(commands: Table, *, chosen: tuple[str, ...] = (), settings: dict | None = None, source: str = "") -> App:
@@ -114,6 +115,29 @@ def _flattened(target: str) -> Callable[..., object]:
 
     call.__annotations__ = flat
     return call
+
+
+def _typed(config: Any) -> Any:
+    """`config` with numbers in its open mappings: cyclopts leaves what it has no type for as text."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return config
+    hints = typing.get_type_hints(type(config))
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    open_ones = {n: {k: _plain(v) for k, v in values[n].items()} for n in values if hints[n] == dict[str, Any]}
+    nested = {n: _typed(v) for n, v in values.items() if dataclasses.is_dataclass(v)}
+    changed = {n: v for n, v in (open_ones | nested).items() if v != values[n]}
+    return dataclasses.replace(config, **changed) if changed else config
+
+
+def _plain(value: Any) -> Any:
+    """Text as YAML means it, 1e-3 included, which YAML 1.1 takes for text."""
+    if not isinstance(value, str):
+        return [_plain(item) for item in value] if isinstance(value, list) else value
+    try:
+        found = yaml.safe_load(value)
+        return float(found) if isinstance(found, str) else value if isinstance(found, dict) else found
+    except (yaml.YAMLError, ValueError):
+        return value
 
 
 def _is_config(hint: Any) -> bool:
