@@ -34,6 +34,15 @@ COMMANDS: Table = {
         "maypole.models.verbs:export",
         "Write a model or adapter as a clean Hugging Face directory.",
     ),
+    ("train", "sft"): ("maypole.train.verbs:sft", "Fine-tune a model on chats, or on prompts with completions."),
+    ("train", "pretrain"): (
+        "maypole.train.verbs:pretrain",
+        "Train a model on texts: go on with a checkpoint, or begin from nothing.",
+    ),
+    ("tour",): (
+        "maypole.tour.verbs:tour",
+        "Take a model through its stages on your text and write a report of what improved.",
+    ),
     ("systems",): ("maypole.cli.about:systems", "List the systems: what each is, its paper, its command."),
     ("env",): ("maypole.cli.about:env", "Print versions for a bug report."),
 }

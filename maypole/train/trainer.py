@@ -147,9 +147,7 @@ class PackedTrainer(transformers.Trainer):
             warmup = round(self.config.warmup_ratio * num_training_steps)
             kind, kwargs = self.config.lr_scheduler_type, dict(self.config.lr_scheduler_kwargs)
             try:
-                self.lr_scheduler = get_scheduler(
-                    kind, optimizer or self.optimizer, warmup, num_training_steps, kwargs
-                )
+                self.lr_scheduler = get_scheduler(kind, optimizer or self.optimizer, warmup, num_training_steps, kwargs)
             except (TypeError, ValueError) as error:
                 accepted = f"what transformers' {kind} schedule takes ({error})"
                 raise ConfigError("lr_scheduler_kwargs", kwargs, accepted) from error
