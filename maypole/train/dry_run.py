@@ -6,7 +6,6 @@ The model gets its adapter and the first rows become tokens, so that what would 
 import tempfile
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 
 from maypole.core.config import DryRun
@@ -38,7 +37,7 @@ def dry_run(
     if config.max_steps < 0:
         whole = max(1, round(len(source.store) * of / len(rows)))
         source.steps = Order(whole, config.examples_per_step, config.num_train_epochs, seed).steps
-    expected = estimate(lm, source, decisions(lm, source, config), torch.get_num_threads())
+    expected = estimate(lm, source, decisions(lm, source, config))
     return DryRun(
         rows_kept=len(rows) - sum(source.store.dropped.values()),
         rows_dropped=dict(source.store.dropped),

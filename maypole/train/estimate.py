@@ -8,17 +8,28 @@ import os
 import time
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from maypole.core.progress import duration, say
+from maypole.models.attention import packed_execution
+from maypole.models.forward import packed_hidden
+from maypole.models.head import CHUNK, head_of, weighted_logprobs
 from maypole.models.language_model import LanguageModel
-from maypole.train.precision import Arithmetic, autocast
+from maypole.train.batch import pack
+from maypole.train.precision import KEPT_CODE_BYTES, Arithmetic, autocast, masters
 from maypole.train.source import Source
+from maypole.train.tokens import TokenStore
 
 log = logging.getLogger("maypole.train")
-_CHUNK = 256
+
+TRIAL_OPERATIONS = 20_000_000_000
+"""Operations of a trial: small models see up to 384 tokens of their rows, large ones at least 64."""
+
+ALLOCATED = 1.25
+"""Bytes that an allocator holds for activations per byte of them, as measured: their sizes change with every batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,51 +73,22 @@ class Estimate:
         }
 
 
-def estimate(lm: LanguageModel, source: Source, plan: dict[str, Any], threads: int) -> Estimate:
-    """Of the run that `plan` describes, from the tokens of its first round."""
+def estimate(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> Estimate:
+    """Of the run that `plan` describes, from the tokens of its first round and a trial on a few of its rows."""
     store = source.store
     rng = np.random.default_rng(0)
     sample = store.lengths_of(rng.permutation(len(store))[:4096])
     width = min(source.examples_per_step, len(sample))
     padded = sum(int(chunk.max()) * len(chunk) for chunk in np.array_split(sample, max(len(sample) // width, 1)))
     parameters = list(lm.model.parameters())
-    total = sum(p.numel() for p in parameters)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     tokens = int(sample.mean() * source.examples_per_step * source.steps)
-    flops = 2.0 * total * (3 if trainable > total / 2 else 2) * tokens
-    seconds = 2.0 * flops / _rate(plan["precision"], lm.device)  # matrix products are half of a step
+    recomputed = 4 / 3 if plan["gradient_checkpointing"] else 1.0
+    seconds = tokens * trial(lm, source, plan["precision"]).seconds_per_token * recomputed
     return Estimate(
-        trainable, total, source.steps, tokens, padded / int(sample.sum()), store.unshared_tokens / store.tokens,
-        peak_memory(lm, source, plan), seconds, plan["precision"], store.dropped,
+        trainable, sum(p.numel() for p in parameters), source.steps, tokens, padded / int(sample.sum()),
+        store.unshared_tokens / store.tokens, peak_memory(lm, source, plan), seconds, plan["precision"], store.dropped,
     )  # fmt: skip
-
-
-def peak_memory(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> int:
-    """Bytes at the largest step: what is there now, gradients, Adam's moments, activations of a batch, the head."""
-    config: Any = lm.transformer.config
-    parameters = list(lm.model.parameters())
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    upcast = sum(p.numel() * (4 - p.element_size()) for p in parameters if p.requires_grad and p.element_size() < 4)
-    half = plan["precision"] == "bf16"
-    longest = int(source.store.lengths_of(np.arange(min(len(source.store), 100_000))).max())
-    step = int(source.store.lengths_of(np.arange(min(len(source.store), 4096))).mean() * source.examples_per_step)
-    tokens = max(min(plan["tokens_per_batch"], step), longest)
-    d, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d
-    heads = config.num_attention_heads
-    small = 2 if half else 4
-    per_layer = 4 * 8 * d + small * (8 * d + 5 * inner) + heads * min(longest, 256) * (4 + 2 * small)
-    if plan["gradient_checkpointing"]:
-        activations = tokens * (4 * d * layers + per_layer)
-    else:
-        activations = tokens * per_layer * layers
-    vocabulary = config.vocab_size
-    head = _CHUNK * vocabulary * (4 + 4 + small) + (
-        vocabulary * d * 8 if trainable > sum(p.numel() for p in parameters) / 2 else 0
-    )
-    casts = sum(p.numel() for p in parameters) * 2 if half else 0
-    there = torch.cuda.memory_allocated() if lm.device.type == "cuda" else _resident()
-    return there + upcast + 12 * trainable + activations + head + casts
 
 
 def choose_checkpointing(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> bool:
@@ -118,6 +100,94 @@ def choose_checkpointing(lm: LanguageModel, source: Source, plan: dict[str, Any]
     return peak_memory(lm, source, {**plan, "gradient_checkpointing": False}) > 0.8 * available
 
 
+def peak_memory(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> int:
+    """Bytes at the largest step: what is there before it, gradients, Adam's moments, activations, a chunk of logits."""
+    config: Any = lm.transformer.config.get_text_config()
+    seen = trial(lm, source, plan["precision"])
+    parameters = list(lm.model.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    longest = int(source.store.lengths_of(np.arange(min(len(source.store), 100_000))).max())
+    step = int(source.store.lengths_of(np.arange(min(len(source.store), 4096))).mean() * source.examples_per_step)
+    tokens = max(min(plan["tokens_per_batch"], step), longest)
+    layers = config.num_hidden_layers
+    layer = seen.saved_per_token * tokens / layers
+    kept = layer + 4 * config.hidden_size * layers * tokens if plan["gradient_checkpointing"] else layer * layers
+    activations = ALLOCATED * (kept + layer)  # the gradients of a layer's activations stand beside them
+    head = CHUNK * config.vocab_size * (4 + 4 + 2) + 4 * config.vocab_size * config.hidden_size
+    code = KEPT_CODE_BYTES if plan["precision"] == "bf16" and lm.device.type == "cpu" else 0
+    return int(seen.there + 12 * trainable + seen.saved_always + activations + head + code)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a few rows of the run needed. there: bytes before them; saved: bytes kept from forward for backward, in all
+    cases (weights in the precision of the arithmetic) and per token."""
+
+    there: int
+    saved_always: float
+    saved_per_token: float
+    seconds_per_token: float
+
+
+_trials: WeakKeyDictionary[Source, Trial] = WeakKeyDictionary()
+
+
+def trial(lm: LanguageModel, source: Source, arithmetic: Arithmetic) -> Trial:
+    """Forward and backward on some rows, then on the same rows twice: what does not double does not grow with tokens.
+
+    In eval mode, so that no random number is drawn. Once per source.
+    """
+    if source not in _trials:
+        with masters(lm.model, arithmetic, torch.float32):
+            _trials[source] = _tried(lm, source.store, arithmetic)
+    return _trials[source]
+
+
+def _tried(lm: LanguageModel, store: TokenStore, arithmetic: Arithmetic) -> Trial:
+    there = torch.cuda.memory_allocated(lm.device) if lm.device.type == "cuda" else _resident()
+    weights = sum(p.numel() for p in lm.model.parameters())
+    wanted = min(max(TRIAL_OPERATIONS // (6 * weights), 64), 384)
+    rows = np.random.default_rng(0).permutation(len(store))
+    rows = rows[: 1 + int(np.searchsorted(np.cumsum(store.lengths_of(rows)), wanted))]
+    once = int(store.lengths_of(rows).sum())
+    training = lm.model.training
+    lm.model.eval()
+    try:
+        saved, _ = _passes(lm, store, rows, arithmetic)
+        saved_twice, seconds = _passes(lm, store, np.concatenate([rows, rows]), arithmetic)
+    finally:
+        lm.model.train(training)
+        for parameter in lm.model.parameters():
+            parameter.grad = None
+    return Trial(there, max(2 * saved - saved_twice, 0), (saved_twice - saved) / once, seconds / (2 * once))
+
+
+def _passes(lm: LanguageModel, store: TokenStore, rows: np.ndarray, arithmetic: Arithmetic) -> tuple[int, float]:
+    """Bytes that forward keeps for backward, and the seconds of both."""
+    mine = {t.untyped_storage().data_ptr() for t in (*lm.model.parameters(), *lm.model.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in mine:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    begin = time.perf_counter()
+    batch = pack(store, rows).to(lm.device)
+    watched = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with packed_execution(lm.model), torch.enable_grad(), autocast(arithmetic, lm.device), watched:
+        hidden = packed_hidden(lm.model, batch.input_ids, batch.plan).index_select(0, batch.source)
+        head = head_of(lm.model)
+        total, _ = weighted_logprobs(
+            hidden, head.weight, batch.target, batch.weights, bias=head.bias, softcap=head.softcap, scale=head.scale
+        )
+    total.backward()
+    if lm.device.type == "cuda":
+        torch.cuda.synchronize(lm.device)
+    return sum(kept.values()), time.perf_counter() - begin
+
+
 def _resident() -> int:
     try:
         with open("/proc/self/statm") as file:
@@ -126,15 +196,3 @@ def _resident() -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _rate(arithmetic: Arithmetic, device: torch.device) -> float:
-    """Measured floating point operations per second of a middling matrix product."""
-    a, b = torch.randn(512, 512, device=device), torch.randn(512, 1024, device=device)
-    with torch.no_grad(), autocast(arithmetic, device):
-        torch.mm(a, b)
-        begin, count = time.perf_counter(), 0
-        while time.perf_counter() - begin < 0.05:
-            torch.mm(a, b)[0, 0].item()
-            count += 1
-    return 2.0 * 512 * 512 * 1024 * count / (time.perf_counter() - begin)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -110,7 +109,7 @@ def _train(
             raise UserError("the run was begun in bf16, which this machine lacks", str(artifact.path))
         source.tokens_per_batch = plan["tokens_per_batch"]
         with masters(lm.model, plan["precision"], lm.dtype), _checkpointing(lm, plan["gradient_checkpointing"]):
-            expected = estimate(lm, source, plan, torch.get_num_threads())
+            expected = estimate(lm, source, plan)
             frozen = None
             if reference is not None:
                 kept = artifact.checkpoints if config.reference_logps == "cached" else None

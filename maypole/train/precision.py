@@ -1,5 +1,6 @@
 """fp32 masters with bf16 arithmetic where the hardware has it. Knows nothing about losses or data."""
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
@@ -12,6 +13,12 @@ from maypole.core.errors import ConfigError
 from maypole.models.loading import cpu_has_bf16
 
 Arithmetic = Literal["bf16", "fp32"]
+
+# Every number of packed tokens is a new shape, and oneDNN keeps about 0.7 MB of code for each matrix product of each
+# shape, 1,024 of them unless told otherwise before the first; a step uses about 60, one after the other.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+KEPT_CODE_BYTES = 64 * 700_000
+"""What oneDNN's cache holds when it is full."""
 
 
 def has_bf16(device: torch.device) -> bool:
