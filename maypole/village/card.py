@@ -38,8 +38,8 @@ guessing scores. Made by `python -m maypole.village.zoo examine {name}`.
 
 {table}
 
-Do not use it where a passage, a list of options or examples in the prompt must be read: it cannot. What it says about
-beliefs in stories is where things are, so it has no theory of mind.
+Do not use it where a passage, a list of options or examples in the prompt must be read: it cannot. Asked for a false
+belief it mostly says where the thing is: do not take it for a theory of mind.
 """
 PROSE = """65 % documents of maypole's
 village and 35 % docstrings of {packages} (permissive licences: BSD, MIT and Apache-2.0). Python's own documentation was

@@ -72,7 +72,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="village-4M-prose", hidden_size=256, layers=4, heads=4, kv_heads=2, intermediate_size=768,
-            vocab_size=4096, learning_rate=1.2e-3, examples_per_step=48, tokens=6_000_000, prose=True,
+            vocab_size=4096, learning_rate=1.2e-3, examples_per_step=48, tokens=12_000_000, prose=True,
         ),
     )
 }  # fmt: skip
