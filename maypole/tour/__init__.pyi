@@ -1,4 +1,4 @@
 from .options import TourOptions
-from .run import run
+from .run import run_tour
 
-__all__ = ["TourOptions", "run"]
+__all__ = ["TourOptions", "run_tour"]

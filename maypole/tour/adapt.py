@@ -48,7 +48,7 @@ def recipe(lm: LanguageModel, own: bool) -> Recipe:
 
     Smaller steps take smaller rates, by the square root."""
     if own:
-        return Recipe(1e-3, 5e-4, None)
+        return Recipe(7e-4, 3e-4, None)
     wide = int(lm.transformer.config.get_text_config().hidden_size) >= WIDE
     return Recipe(2e-4 if wide else 2e-3, 1e-4 if wide else 1e-3, PeftOptions(r=16, lora_alpha=32))
 
@@ -86,12 +86,12 @@ def adapt(base: Base, corpus: Corpus, plan: AdaptPlan, artifact: Artifact, *, se
 
 
 def _config(rate: float, steps: int, examples: int, length: int, peft: PeftOptions | None) -> TrainConfig:
-    """Short warm-up, constant, then half of the steps down: `steps` decide, not epochs."""
+    """Short warm-up from 0, constant, then down to 0 for half of the steps: `steps` decide, not epochs."""
     every = max(1, steps // (4 * CURVE_POINTS))
     return TrainConfig(
         learning_rate=rate, examples_per_step=examples, max_length=length, max_steps=steps, peft=peft,
         lr_scheduler_type="warmup_stable_decay", warmup_ratio=max(0.05, min(1 / steps, 0.5)),
-        lr_scheduler_kwargs={"num_decay_steps": max(1, steps // 2), "min_lr_ratio": 0.05, "decay_type": "linear"},
+        lr_scheduler_kwargs={"num_decay_steps": max(1, steps // 2), "decay_type": "linear"},
         logging_steps=every, eval_steps=4 * every, save_steps=max(5, steps // 10),
     )  # fmt: skip
 
@@ -140,13 +140,13 @@ def curve(stage: Path) -> list[tuple[int, float]]:
     return points
 
 
-def progress(stage: Path) -> str:
-    """How far an unfinished stage is by its saved checkpoints: "corpus, step 310 of 900"; "" before the first."""
+def saved(stage: Path) -> str:
+    """How far an unfinished stage is by its checkpoints: "corpus, step 310"; "" before the first."""
     for name in (INSTRUCTIONS, CORPUS):
         part = stage / f"{name}.part"
-        saved = sorted(p.name for p in part.glob("checkpoints/step-*") if p.suffix != ".tmp")
-        if saved:
-            return f"{name}, step {int(saved[-1].removeprefix('step-')):,}"
+        steps = sorted(p.name for p in part.glob("checkpoints/step-*") if p.suffix != ".tmp")
+        if steps:
+            return f"{name}, step {int(steps[-1].removeprefix('step-')):,}"
         if (stage / name).is_dir():
             return f"{name}, all steps"
     return ""

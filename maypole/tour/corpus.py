@@ -26,7 +26,8 @@ LEAST_PART = 250
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """`train` and `held_out` have a column `text`; `name` as a reader would say it."""
+    """`train` and `held_out` have a column `text`, the latter in an order by hash, so that its first documents are a
+    fair sample; `name` as a reader would say it."""
 
     name: str
     train: Dataset
@@ -90,7 +91,7 @@ def divided(
             file=file, expected=f"at least {2 * LEAST_HELD_OUT} that differ",
         )  # fmt: skip
     border = places[count]
-    held = [piece for piece, place in unit.items() if place < border]
+    held = sorted((piece for piece, place in unit.items() if place < border), key=lambda p: _place("order", p))
     train = [piece for piece, place in unit.items() if place >= border]
     return Corpus(name, _dataset(train), _dataset(held), sum(map(len, pieces)), share < 1)
 

@@ -29,7 +29,7 @@ INSTRUCTION_STEPS = 400
 """Enough for the tasks that are taught."""
 MAX_PASSES = 3
 """Over the corpus."""
-INSTRUCTIONS_A_ROW = 1 / 1.75
+INSTRUCTIONS_A_ROW = 1 / 1.6
 """Share of instructions among the rows of their run, the rest is kept knowledge."""
 DOCUMENTS = 400
 GENERAL = 100

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from maypole.core.artifact import Artifact
 from maypole.core.progress import is_quiet, set_quiet
+from maypole.core.seeds import derive
 from maypole.engine.engine import Engine
 from maypole.engine.request import Request, Sampling
 from maypole.evaluate.perplexity import perplexity
@@ -39,7 +40,8 @@ def probe(base: Base, corpus: Corpus, *, instruct: bool, seed: int) -> Rates:
     """Rates of a fresh copy of `base` on rows like those of the tour; `instruct`: instructions are taught too."""
     lm = base.load()
     length, replay = length_of(lm), base.own and instruct
-    some = corpus.train.select(range(min(DOCUMENTS, len(corpus.train))))
+    order = np.random.default_rng(derive(seed, "probe")).permutation(len(corpus.train))
+    some = corpus.train.select(order[:DOCUMENTS].tolist())
     some._fingerprint = f"{corpus.train._fingerprint} probe"
     with _silently():
         rows, objective = corpus_rows(lm, some, len(some), replay=replay, length=length, seed=seed)

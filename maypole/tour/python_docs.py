@@ -52,12 +52,14 @@ def python_docs(stdlib: Path | None = None) -> Iterator[dict[str, str]]:
 
 
 def split_at_paragraphs(text: str, limit: int) -> list[str]:
-    """Parts of at most `limit` characters that end at empty lines; a longer paragraph is cut at a line or by force."""
+    """Parts of at most `limit` characters that end at empty lines; a longer paragraph is cut at a line, at a space, or
+    by force."""
     parts: list[str] = []
     while len(text) > limit:
-        cut = next((at for mark in ("\n\n", "\n") if (at := text.rfind(mark, limit // 4, limit)) > 0), limit)
-        parts.append(text[:cut].rstrip())
-        text = text[cut:].strip("\n")
+        cuts = ((text.rfind(mark, limit // 4, limit), len(mark)) for mark in ("\n\n", "\n", " "))
+        at, length = next(((at, length) for at, length in cuts if at > 0), (limit, 0))
+        parts.append(text[:at].rstrip())
+        text = text[at + length :].strip("\n")
     if text.strip():
         parts.append(text.rstrip())
     return parts

@@ -15,7 +15,7 @@ from maypole.core.artifact import Artifact
 from maypole.core.progress import duration, say
 from maypole.core.seeds import derive
 from maypole.tour import story
-from maypole.tour.adapt import adapt, progress
+from maypole.tour.adapt import adapt, saved
 from maypole.tour.base import Base
 from maypole.tour.corpus import Corpus, load_corpus
 from maypole.tour.evaluate import evaluate
@@ -29,7 +29,7 @@ from maypole.tour.report.model import ReportState
 logger = logging.getLogger(__name__)
 
 
-def run(options: TourOptions, begun: float | None = None) -> Report:
+def run_tour(options: TourOptions, begun: float | None = None) -> Report:
     """Do what is left of the tour in ``options.out`` and return its report; Ctrl-C keeps all that is done.
 
     `begun` is when the clock of the minutes started, by `time.monotonic`; default: now.
@@ -111,7 +111,9 @@ class Tale:
         self._tell("running")
         artifact = self.folder.stage(name, config=asdict(config), inputs=inputs, seed=self.facts.options.seed)
         found = artifact.finished
-        say(f"{name}: done before" if found else f"{name}: {amount}, about {duration(seconds)}")
+        before = saved(artifact.path)
+        goes_on = f", going on after {before}" if before else ""
+        say(f"{name}: done before" if found else f"{name}: {amount}, about {duration(seconds)}{goes_on}")
         with artifact:
             if not found:
                 work(artifact)
@@ -135,8 +137,8 @@ class Tale:
                 log = () if interrupted else self.folder.log(name)
                 self.stages[name] = story.Progress(state, error="" if interrupted else str(error), log=log)
                 if interrupted:
-                    saved = progress(self.folder.unfinished(name)) if name == "adapt" else ""
-                    say(f"stopped at {name}" + (f"; {saved} is saved" if saved else ""))
+                    kept = saved(self.folder.unfinished(name))
+                    say(f"stopped at {name}" + (f"; {kept} is saved" if kept else ""))
         try:
             self._tell(state)
         except OSError as problem:  # a full disk, often: what stopped the tour is what the user needs to read

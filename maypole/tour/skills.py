@@ -26,7 +26,8 @@ OLD = ("first", "last", "second", "reverse", "count", "category", "opposite", "s
 """Tasks of the base mix that it learns well: what there is to forget."""
 FACTS = ("attribute/trained", "attribute/H1", "person/trained")
 """Groups of facts that the base recalls."""
-OLD_SHARE = 0.5
+OLD_SHARE = 0.6
+"""Of the instructions: they keep the old tasks while the new ones are learnt."""
 QUESTION_SEED = 2
 
 
@@ -39,7 +40,7 @@ class Asked:
 
 
 def instructions(lm: LanguageModel, rows: int, seed: int) -> tuple[Dataset, RowType]:
-    """`rows` instructions, half of them old tasks; chats where the model has a template, completions elsewhere."""
+    """`rows` instructions, most of them old tasks; chats where the model has a template, completions elsewhere."""
     world, old = World(0), round(rows * OLD_SHARE)
     drawn = [
         *render(world, "instruct", rows - old, derive(seed, "new tasks"), tasks=NEW, split="train"),

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from maypole.core.artifact import Artifact
@@ -28,6 +30,7 @@ from maypole.tour.report import (
     held_out_loss,
 )
 from maypole.tour.report.model import ReportState, StageState
+from maypole.tour.report.words import number
 from maypole.tour.rows import REPLAY_SHARE
 from maypole.tour.stages import BY_NAME, STAGES, StageInfo
 
@@ -67,8 +70,8 @@ def report(
     facts: Facts, stages: Mapping[str, Progress], state: ReportState, seconds: float, peak_memory: int
 ) -> Report:
     """The report of a tour whose `stages` (by name) have come so far."""
-    items = _items(stages.get("evaluate"))
-    found = measures(items) if items else []
+    last = stages.get("evaluate", Progress("not yet")).artifact
+    items, found = (None, []) if last is None else _measured(last.path)
     told = {"adapt": _adapt, "evaluate": _evaluate}
     pages = [
         told[info.name](facts, info, stages.get(info.name, Progress("not yet")), items, found)
@@ -82,10 +85,11 @@ def report(
     )  # fmt: skip
 
 
-def _items(stage: Progress | None) -> dict[str, Any] | None:
-    if stage is None or stage.artifact is None:
-        return None
-    return json.loads((stage.artifact.path / ITEMS).read_bytes())
+@lru_cache(maxsize=1)
+def _measured(path: Path) -> tuple[dict[str, Any], list[Measure]]:
+    """The items of a finished evaluation and their measures, whose intervals take a second or two."""
+    items = json.loads((path / ITEMS).read_bytes())
+    return items, measures(items)
 
 
 def _date(stages: Mapping[str, Progress]) -> str:
@@ -127,7 +131,7 @@ def _evaluate(
     if items:
         tested = [m for m in found if m.interval is not None]
         plots.append(change_per_measure([_changes(m) for m in tested]))
-        finding = " ".join(_sentence(m) for m in found)
+        finding = _changed(found)
         table = Table(
             columns=("measure", "what it says", "base", "adapted", "change", "n", "verdict"),
             rows=[(m.name, MEANINGS[m.name], m.before, m.after, m.change, m.n, m.verdict) for m in found],
@@ -173,9 +177,14 @@ def _learnt(facts: Facts, points: Sequence[tuple[int, float]], metrics: Mapping[
     return f"{', '.join(parts)}. {what}{kept}."
 
 
-def _sentence(measure: Measure) -> str:
-    name = measure.name[0].upper() + measure.name[1:]
-    return f"{name}: {measure.before:.2f} before, {measure.after:.2f} after, {measure.verdict}."
+def _changed(found: Sequence[Measure]) -> str:
+    """ "Better: new tasks (0.00 to 0.93). Worse: old tasks (1.00 to 0.95)."."""
+    said: dict[str, list[str]] = {}
+    for m in found:
+        sides = f"{number(m.before, m.digits)} to {number(m.after, m.digits)}"
+        said.setdefault(m.verdict, []).append(f"{m.name} ({sides})")
+    order = ("better", "worse", "no clear change", "not tested")
+    return " ".join(f"{word.capitalize()}: {', '.join(said[word])}." for word in order if word in said)
 
 
 def _table(found: Sequence[Measure]) -> Table:

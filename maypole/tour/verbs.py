@@ -27,8 +27,7 @@ class TourResult:
     @property
     def next(self) -> str:
         """A command that shows the trained model at work."""
-        words = ["maypole", "engine", "generate", "--model", str(self.model), "--prompt", PROMPT]
-        return shlex.join([*words, "--max-tokens", "60", "--temperature", "0"])
+        return shlex.join(["maypole", "engine", "generate", "--model", str(self.model), "--prompt", PROMPT])
 
     @property
     def model(self) -> Path:
@@ -58,17 +57,17 @@ class TourResult:
 
         from maypole.tour.report.words import bounds, duration, number, visible
 
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column(Text(f"done in {duration(self.report.seconds)}"))
         for name in ("before", "after", "change [95 % CI]", "n"):
             table.add_column(Text(name), justify="right", no_wrap=True)
-        table.add_column()
+        table.add_column(no_wrap=True)
         for m in self.report.measures:
             change = f"{number(m.change, m.digits, signed=True)} {bounds(m.interval, m.digits)}"
             sides = (number(m.before, m.digits), number(m.after, m.digits))
             table.add_row(Text(f"  {m.name}"), *sides, Text(change), number(m.n, 0), m.verdict)
         lines = {"verdict": self.report.verdict, "report": str(self.out / "report.html"), "next": self.next}
-        return Group(table, *(Text(visible(f"{name:<8}{text}"), overflow="fold") for name, text in lines.items()))
+        return Group(table, *(Text(visible(f"{name:<8}{text}")) for name, text in lines.items()))
 
 
 def tour(config: TourOptions = DEFAULTS) -> TourResult:
@@ -80,6 +79,6 @@ def tour(config: TourOptions = DEFAULTS) -> TourResult:
         maypole tour --model DIR --corpus notes/ --out run
     """
     begun = time.monotonic()
-    from maypole.tour.run import run
+    from maypole.tour.run import run_tour
 
-    return TourResult(run(config, begun), config.out)
+    return TourResult(run_tour(config, begun), config.out)
