@@ -117,6 +117,8 @@ class Source:
             self._lm.model.eval()
             with torch.random.fork_rng():  # a resumed run does not make them again and must draw the same afterwards
                 made = rounds(number, self._lm)
+            if not len(made):
+                raise UserError("it made no rows", f"round {number}", "at least one; nothing is kept of it")
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".tmp")
             with pq.ParquetWriter(part, made.features.arrow_schema) as file:

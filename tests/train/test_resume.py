@@ -210,3 +210,31 @@ def test_nothing_in_a_checkpoint_is_unpickled_freely(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *a, **k: loads.append(k.get("weights_only", False)) or original(*a, **k))
     run(out, "all weights")
     assert loads == [True] * 3  # optimiser, schedule, random states
+
+
+def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path, monkeypatch, capfd):
+    from maypole.cli.main import run as command
+    from maypole.models import save
+
+    save(lm_with(model_of("llama", vocab_size=260)), tmp_path / "base")
+    rows = [{"text": f"the {i}th ribbon of the maypole"} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "pretrain", "--model", "base", "--data", "rows.jsonl", "--out", "out", "--max-steps", "6"]
+    step = training.PackedTrainer.training_step
+
+    def terminated(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 2:
+            terminate()
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.PackedTrainer, "training_step", terminated)
+        assert in_a_child(lambda: os._exit(command(words))) == 130
+    said = capfd.readouterr().err
+    assert "stopping when this step is done, with a checkpoint" in said
+    assert "stopped. Continue:  maypole " + " ".join(words) in said
+    assert in_a_child(lambda: os._exit(command(words))) == 0
+    said = capfd.readouterr().err
+    assert "train: 3 steps" in said  # three of six were kept
+    assert Artifact.load("out").manifest["metrics"]["steps"] == 6

@@ -140,8 +140,10 @@ def test_a_round_without_rows_or_with_wrong_ones_says_so(tmp_path):
         def __call__(self, round: int, lm: Any) -> Dataset:
             return Dataset.from_dict({"text": ["no tree"]})
 
-    with pytest.raises(UserError, match="none of 0 rows can teach anything"):
+    with pytest.raises(UserError, match="round 1: it made no rows"):
         run(tmp_path / "empty", Empty(tmp_path / "x"))
+    run(tmp_path / "empty", Made(tmp_path / "x"))  # so the round is made again
+    assert (tmp_path / "x").read_text().split() == ["0", "1", "2"]
     with pytest.raises(DataError, match="tree"):
         run(tmp_path / "wrong", Wrong(tmp_path / "y"))
 
