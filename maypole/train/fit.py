@@ -33,6 +33,9 @@ from maypole.train.trackers import TENSORBOARD, check_installed, tensorboard
 from maypole.train.trainable import as_before_on_error, make_trainable
 from maypole.train.trainer import PackedTrainer, finished_checkpoints
 
+_MEMORY = ("tokens_per_batch", "gradient_checkpointing")
+"""Settings that a continued run may be given anew: only where they are "auto" the plan decides."""
+
 
 def fit(
     lm: LanguageModel,
@@ -107,11 +110,13 @@ def _train(
         plan = artifact.plan(lambda: decisions(lm, source, config))
         if plan["precision"] == "bf16" and not has_bf16(lm.device):
             raise UserError("the run was begun in bf16, which this machine lacks", str(artifact.path))
+        plan |= {name: value for name in _MEMORY if (value := getattr(config, name)) != "auto"}
         source.tokens_per_batch = plan["tokens_per_batch"]
         with masters(lm.model, plan["precision"], lm.dtype), _checkpointing(lm, plan["gradient_checkpointing"]):
             expected = estimate(lm, source, plan)
             frozen = None
             if reference is not None:
+                self_test(reference.model)
                 kept = artifact.checkpoints if config.reference_logps == "cached" else None
                 frozen = ReferenceLogps(reference, plan["precision"], kept)
             trainer = PackedTrainer(
@@ -204,6 +209,7 @@ def _checkpointing(lm: LanguageModel, on: bool) -> Iterator[None]:
     if not on:
         yield
         return
+
     def contexts() -> tuple[Any, Any]:
         return nullcontext(), attention_plan(current_plan())
 
