@@ -12,7 +12,6 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from maypole.core.artifact import Artifact
-from maypole.core.metrics import Metrics
 from maypole.core.seeds import derive
 from maypole.models.language_model import LanguageModel
 from maypole.models.peft_options import PeftOptions
@@ -130,11 +129,14 @@ class _MeasuredFirst(TrainerCallback):
 
 
 def curve(stage: Path) -> list[tuple[int, float]]:
-    """(training tokens, held-out loss) along the corpus run in a stage's directory; the first is the base's."""
+    """(training tokens, held-out loss) along the corpus run of a finished stage; the first is the base's."""
+    run = Artifact.load(stage / CORPUS)
     points: list[tuple[int, float]] = []
     tokens = 0
-    for line in Metrics(stage / CORPUS / "metrics.jsonl").read():
+    for line in run.metrics.read():
         tokens = line.get("tokens", tokens)
+        if line["step"] == run.manifest["metrics"]["steps"]:
+            tokens = run.manifest["metrics"]["tokens"]
         if "eval_loss" in line:
             points.append((tokens if points else 0, line["eval_loss"]))
     return points

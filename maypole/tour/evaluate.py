@@ -39,7 +39,7 @@ ITEMS, HELD_OUT = "items.json", "held_out.jsonl"
 PROSE_PACKAGES = ("networkx", "jinja2")
 """Installed packages whose docstrings stand for general text where a model's own training data is not known."""
 OPENING, CONTINUATION = 160, 60
-"""Characters that a sample begins with, and tokens that a model adds."""
+"""Characters that a sample begins with, up to the last white space, and tokens that a model adds."""
 RANDOM, EXTREME = 4, 2
 """Items shown: at random, and of the largest gains and losses each."""
 
@@ -65,11 +65,12 @@ def evaluate(base: Base, corpus: Corpus, plan: EvaluatePlan, adapted: Artifact, 
     items = {"max_length": length_of(after), "questions": put, **found}
     gains = -change(items, "corpus")
     shown = choose(gains, seed)
-    continued = {name: _continuations(engine, [texts[s.item] for s in shown]) for name, engine in engines.items()}
+    openings = [_opening(texts[s.item]) for s in shown]
+    continued = {name: _continuations(engine, openings) for name, engine in engines.items()}
     samples = [
-        {"label": s.label, "gain": float(gains[s.item]), "opening": texts[s.item][:OPENING]}
+        {"label": s.label, "gain": float(gains[s.item]), "opening": opening}
         | {name: replies[i] for name, replies in continued.items()}
-        for i, s in enumerate(shown)
+        for i, (s, opening) in enumerate(zip(shown, openings, strict=True))
     ]
     write_atomic(artifact.path / ITEMS, json.dumps({**items, "samples": samples}))
     lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
@@ -124,9 +125,15 @@ def _general(lm: LanguageModel, count: int, own: bool) -> list[Document]:
     return [text[:2000] for text in texts[:: max(1, len(texts) // count)][:count]]
 
 
-def _continuations(engine: Engine, texts: Sequence[str]) -> list[str]:
-    """What a model writes after each text's opening, greedily."""
+def _opening(text: str) -> str:
+    """The first words of a text that goes on; half of a shorter one."""
+    start = text[: min(OPENING, len(text) // 2)]
+    return start[: max(start.rfind(" "), start.rfind("\n"))].rstrip() or start
+
+
+def _continuations(engine: Engine, openings: Sequence[str]) -> list[str]:
+    """What a model writes after each, greedily."""
     sampling = Sampling(max_tokens=CONTINUATION, temperature=0.0)
     room = engine.max_length // 2
-    requests = [Request(engine.encode(text[:OPENING])[:room], sampling) for text in texts]
+    requests = [Request(engine.encode(opening)[:room], sampling) for opening in openings]
     return [output.text for output in engine.generate(requests)]

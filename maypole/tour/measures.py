@@ -8,6 +8,14 @@ import numpy as np
 from maypole.core.statistics import paired_bootstrap, paired_ratio
 from maypole.tour.report import Measure
 
+MEANINGS = {
+    "corpus perplexity": "surprise at held-out documents of the corpus; lower is better",
+    "general perplexity": "surprise at other text: what may be forgotten",
+    "new tasks": "share right: tasks that the base never saw",
+    "old tasks": "share right: tasks of the base, which may be forgotten",
+    "facts recalled": "share right: facts of the base, which may be forgotten",
+    "task accuracy": "share right: small tasks with words and lists",
+}
 PERPLEXITIES = {"corpus": "corpus perplexity", "general": "general perplexity"}
 
 
@@ -45,7 +53,7 @@ def _skill(group: str) -> str:
     kind, _, name = group.partition("/")
     if kind == "task":
         return name
-    return {"H1": f"{kind} facts, new wording"}.get(name, f"{kind} facts")
+    return {"H1": "facts, reworded"}.get(name, "facts" if kind == "attribute" else "relations")
 
 
 def _perplexity(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Measure:
@@ -53,11 +61,15 @@ def _perplexity(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
     nll = [np.array(side["nll"]) for side in (before, after)]
     values = [float(np.exp(n.sum() / tokens.sum())) for n in nll]
     interval = paired_ratio(nll[1], nll[0], tokens, transform="exp")
-    return Measure(name=name, before=values[0], after=values[1], interval=interval, n=len(tokens), better="lower")
+    return Measure(
+        name=name, before=values[0], after=values[1], interval=interval, n=len(tokens), better="lower",
+        meaning=MEANINGS[name],
+    )  # fmt: skip
 
 
 def _accuracy(name: str, before: Sequence[float], after: Sequence[float]) -> Measure:
     return Measure(
         name=name, before=float(np.mean(before)), after=float(np.mean(after)),
         interval=paired_bootstrap(after, before), n=len(before), better="higher",
+        meaning=MEANINGS[name],
     )  # fmt: skip

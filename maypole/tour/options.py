@@ -18,7 +18,7 @@ class TourOptions:
     minutes: float = setting(6.0, help="about how long it may take on this machine")
     seed: int = setting(0, help="everything random is derived from it")
     own_data_only: bool = setting(False, help="leave out what needs maypole's own small world")
-    threads: int | None = setting(None, key=False, help="CPU threads; default: as many as cores")
+    threads: int | None = setting(None, key=False, help="CPU threads; default: all cores, 1 for the base that ships")
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < float("inf"):

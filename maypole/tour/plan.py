@@ -25,7 +25,7 @@ INSTRUCTION_SHARE = 0.3
 EXAMPLES_PER_STEP = 16
 LEAST_STEPS = 40
 """Where a run would have fewer, its steps become smaller."""
-INSTRUCTION_STEPS = 400
+INSTRUCTION_STEPS = 600
 """Enough for the tasks that are taught."""
 MAX_PASSES = 3
 """Over the corpus."""

@@ -71,8 +71,7 @@ def _asked(options: TourOptions, base: Base, corpus: Corpus) -> dict[str, Any]:
 
 def _decide(options: TourOptions, base: Base, corpus: Corpus, begun: float) -> Plan:
     say("plan: measuring this machine for a few seconds")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or base.threads or torch.get_num_threads())
     instruct = not options.own_data_only
     rates = probe(base, corpus, instruct=instruct, seed=options.seed)
     preparation = round(time.monotonic() - begun, 1)

@@ -30,18 +30,9 @@ from maypole.tour.report import (
     held_out_loss,
 )
 from maypole.tour.report.model import ReportState, StageState
-from maypole.tour.report.words import number
+from maypole.tour.report.words import bounds, number
 from maypole.tour.rows import REPLAY_SHARE
 from maypole.tour.stages import BY_NAME, STAGES, StageInfo
-
-MEANINGS = {
-    "corpus perplexity": "surprise at documents of the corpus that were held out; 1 would be none",
-    "general perplexity": "surprise at other text: what may be forgotten",
-    "new tasks": "share of right answers: tasks that the base never saw",
-    "old tasks": "share of right answers: tasks of the base",
-    "facts recalled": "share of right answers: facts that the base was trained on",
-    "task accuracy": "share of right answers: small tasks with words and lists",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +124,8 @@ def _evaluate(
         plots.append(change_per_measure([_changes(m) for m in tested]))
         finding = _changed(found)
         table = Table(
-            columns=("measure", "what it says", "base", "adapted", "change", "n", "verdict"),
-            rows=[(m.name, MEANINGS[m.name], m.before, m.after, m.change, m.n, m.verdict) for m in found],
+            columns=("measure", "base", "adapted", "change", "95 % CI", "n", "verdict"),
+            rows=[(m.name, m.before, m.after, m.change, bounds(m.interval, 3), m.n, m.verdict) for m in found],
             caption="All measures, both models",
         )
         examples = _answers(items, facts.options.seed)
@@ -232,11 +223,12 @@ def _chosen(label: str, before: Mapping[str, Any], after: Mapping[str, Any], ite
 
 def _python(options: TourOptions) -> str:
     given = [
-        f"{field.name}={getattr(options, field.name)!r}"
+        f"{field.name}={getattr(options, field.name)!r}".replace("PosixPath(", "Path(")
         for field in fields(options)
         if getattr(options, field.name) != field.default
     ]
-    return f"from maypole.tour import TourOptions, run\n\nrun(TourOptions({', '.join(given)}))"
+    imports = "from pathlib import Path\n\n" if any("Path(" in text for text in given) else ""
+    return f"{imports}from maypole.tour import TourOptions, run_tour\n\nrun_tour(TourOptions({', '.join(given)}))"
 
 
 def _provenance(manifest: Mapping[str, Any], reused: bool) -> list[tuple[str, str]]:

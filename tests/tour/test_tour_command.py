@@ -54,11 +54,17 @@ def test_the_next_command_is_one_that_exists():
 
 
 @pytest.mark.usefixtures("_fixed_rates")
-def test_json_is_one_document_alone_on_stdout(tmp_path, corpus, model, capsys, monkeypatch):
+def test_json_is_one_document_on_stdout_and_stderr_says_each_stage_before_it_starts(tmp_path, corpus, model, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = ["tour", "--model", str(model), "--corpus", str(corpus), "--minutes", "0.05", "--own-data-only", "--json"]
     assert run(line) == 0
-    found = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    lines = said.err.splitlines()
+    begun = next(i for i, line in enumerate(lines) if line.startswith("adapt: "))
+    assert " steps, about 0:0" in lines[begun]
+    assert begun < next(i for i, line in enumerate(lines) if line.startswith("train: "))
+    assert any(line.startswith(" ok  adapt") for line in lines)
     assert found["adapted"] == "run/02-adapt"
     assert found["report"] == "run/report.html"
     assert found["verdict"].startswith("of 2 measures")

@@ -28,7 +28,7 @@ def test_six_minutes_on_an_idle_machine_are_mostly_learning_and_leave_a_fifth():
     assert (evaluated.documents, evaluated.general, evaluated.questions) == (280, GENERAL, QUESTIONS)
     assert evaluated.seconds < 60
     assert 200 < adapted.seconds <= seconds - evaluated.seconds + 1
-    assert adapted.instruction_steps == 400
+    assert adapted.instruction_steps == 600
     assert adapted.examples_per_step == 16
     used = 16 * (adapted.corpus_steps * IDLE.tokens_a_row + adapted.instruction_steps * IDLE.tokens_an_instruction_row)
     assert used / IDLE.train_tokens_per_second == pytest.approx(adapted.seconds, abs=1)

@@ -19,7 +19,8 @@ EXAMPLES_A_STAGE = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """One number before and after with the interval of its change (paired bootstrap), over `n` items."""
+    """One number before and after with the interval of its change (paired bootstrap), over `n` items; `meaning` says
+    to a stranger what it is."""
 
     name: str
     before: float
@@ -29,6 +30,7 @@ class Measure:
     unit: str = ""
     better: Better
     digits: int = 2
+    meaning: str = ""
 
     @property
     def change(self) -> float:

@@ -37,7 +37,7 @@ LOOKS = {
     "failed": ("failed", "failed"),
     "empty": ("done", "empty"),
     "interrupted": ("failed", "interrupted"),
-    "absent": ("waiting", "not in the tour yet"),
+    "absent": ("waiting", "not built yet"),
 }
 
 
