@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import shlex
 import sys
 import traceback
@@ -28,9 +29,10 @@ def message(error: BaseException) -> str:
         return clean(str(error).strip())
     if isinstance(error, MaypoleError):
         return clean(str(error))
-    if _no_space(error) and isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return clean(f"{where}no space left to write ({error.strerror})\n  hint: free some, then run the command again")
+    if _no_space(error):
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        why = error.strerror if isinstance(error, OSError) else error
+        return clean(f"{where}no space left to write ({why})\n  hint: free some, then run the command again")
     if _no_memory(error):
         return "not enough memory\n  hint: smaller batches, a shorter context or a smaller model; --dry-run estimates"
     return clean(f"a fault of maypole's own: {type(error).__name__}: {error}")
@@ -79,7 +81,12 @@ class _Warnings(logging.StreamHandler):
 
 
 def _no_space(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in _NO_SPACE
+    """Of Python's files; of safetensors, which tells the number; of torch's archives, which only notice it."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_SPACE
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    short = re.search(r"inline_container\.cc.*(unexpected pos|PytorchStreamWriter failed)", str(error))
+    return int(number[1]) in _NO_SPACE if number else short is not None
 
 
 def _no_memory(error: BaseException) -> bool:

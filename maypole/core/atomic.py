@@ -16,7 +16,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        make_readable(Path(name))
         os.replace(name, path)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -62,7 +62,8 @@ def files_below(root: Path) -> Iterator[Path]:
             yield Path(directory, name)
 
 
-def _umask() -> int:
+def make_readable(path: Path) -> None:
+    """Give `path` the mode of a file that was simply opened; temporary files are for their owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    os.chmod(path, 0o666 & ~mask)

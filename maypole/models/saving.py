@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from maypole.core.atomic import make_readable
 from maypole.core.errors import UserError
 from maypole.models.attention import configs
 from maypole.models.language_model import FOLLOW, LanguageModel
@@ -33,6 +34,8 @@ def save(
         _save_adapter(lm, path, active[0] if lm.adapter in (FOLLOW, None) else str(lm.adapter))
     else:
         _save_model(lm, path, dtype or lm.dtype, max_shard_size)
+    for file in path.glob("*.safetensors"):
+        make_readable(file)  # safetensors writes for its owner alone
     _save_tokenizer(lm.tokenizer, path)
 
 

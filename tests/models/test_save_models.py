@@ -132,3 +132,9 @@ def test_a_view_without_its_adapter_cannot_be_saved(make, tmp_path):
 def test_the_text_is_more_than_special_tokens(tokenizer):
     assert len(set(tokenizer(TEXT)["input_ids"])) > 8
     assert model_of("llama").config.vocab_size == len(tokenizer)
+
+
+def test_weights_are_as_readable_as_any_file(make, tmp_path):
+    path = make("llama")
+    (tmp_path / "plain").touch()
+    assert (path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
