@@ -117,7 +117,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 z = _chunk_logits(h[rows], w, bias, scale, softcap)
                 capped = z.clone() if fused and softcap is not None else None
                 target = z.gather(1, targets[rows, None])
-                top = z.max(dim=1, keepdim=True).values
+                top = z.amax(dim=1, keepdim=True)
                 z.sub_(top).exp_()
                 norm = z.sum(dim=1, keepdim=True)
                 logps[rows] = (target - top - norm.log()).squeeze(1)
@@ -150,7 +150,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 rows = slice(a, min(a + chunk, hidden.shape[0]))
                 z = _chunk_logits(h[rows], w, bias, scale, softcap)
                 capped = z.clone() if softcap is not None else None
-                z.sub_(z.max(dim=1, keepdim=True).values).exp_()
+                z.sub_(z.amax(dim=1, keepdim=True)).exp_()
                 total = z.sum(dim=1, keepdim=True)
                 grads.add(rows, z, total, targets[rows], upstream[rows], h[rows], w, capped, scale, softcap)
         return (*grads.tensors(), None, None, None, None, None)
