@@ -7,6 +7,7 @@ fp32 takes from both what bf16 gives: there the gain must be smaller.
 """
 
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -95,7 +96,7 @@ def measure(arm: Arm) -> Measured:
         amount=tokens_end - tokens,
         wall_seconds=wall_end - wall,
         cpu_seconds=cpu_end - cpu,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         check=watch.first,
     )
 
