@@ -9,7 +9,7 @@ from maypole.core.statistics import paired_bootstrap, paired_ratio
 from maypole.tour.report import Measure
 
 MEANINGS = {
-    "corpus perplexity": "surprise at held-out documents of the corpus; lower is better",
+    "corpus perplexity": "surprise at held-out documents; lower is better",
     "general perplexity": "surprise at other text: what may be forgotten",
     "new tasks": "share right: tasks that the base never saw",
     "old tasks": "share right: tasks of the base, which may be forgotten",

@@ -4,6 +4,7 @@ Reads artifacts; computes no measure of its own and knows nothing about HTML.
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -62,7 +63,7 @@ def report(
 ) -> Report:
     """The report of a tour whose `stages` (by name) have come so far."""
     last = stages.get("evaluate", Progress("not yet")).artifact
-    items, found = (None, []) if last is None else _measured(last.path)
+    items, found = (None, []) if last is None else _measured(last.path, last.key)
     told = {"adapt": _adapt, "evaluate": _evaluate}
     pages = [
         told[info.name](facts, info, stages.get(info.name, Progress("not yet")), items, found)
@@ -77,7 +78,7 @@ def report(
 
 
 @lru_cache(maxsize=1)
-def _measured(path: Path) -> tuple[dict[str, Any], list[Measure]]:
+def _measured(path: Path, key: str) -> tuple[dict[str, Any], list[Measure]]:
     """The items of a finished evaluation and their measures, whose intervals take a second or two."""
     items = json.loads((path / ITEMS).read_bytes())
     return items, measures(items)
@@ -125,15 +126,15 @@ def _evaluate(
         finding = _changed(found)
         table = Table(
             columns=("measure", "base", "adapted", "change", "95 % CI", "n", "verdict"),
-            rows=[(m.name, m.before, m.after, m.change, bounds(m.interval, 3), m.n, m.verdict) for m in found],
+            rows=[(m.name, *_sides(m), round(m.change, 3), bounds(m.interval, 3), m.n, m.verdict) for m in found],
             caption="All measures, both models",
         )
         examples = _answers(items, facts.options.seed)
         out = facts.options.out
-        command = (
-            f"maypole evaluate perplexity --model {out / BY_NAME['adapt'].directory} "
-            f"--data {out / info.directory / HELD_OUT} --max-length {items['max_length']}"
-        )
+        command = shlex.join(
+            ["maypole", "evaluate", "perplexity", "--model", str(out / BY_NAME["adapt"].directory),
+             "--data", str(out / info.directory / HELD_OUT), "--max-length", str(items["max_length"])]
+        )  # fmt: skip
     return Stage(
         name=info.name, number=info.number, plots=plots, finding=finding, table=table, examples=examples,
         repeat_command=command, **_common(stage),
@@ -179,7 +180,11 @@ def _changed(found: Sequence[Measure]) -> str:
 
 
 def _table(found: Sequence[Measure]) -> Table:
-    return Table(columns=("measure", "base", "adapted"), rows=[(m.name, m.before, m.after) for m in found])
+    return Table(columns=("measure", "base", "adapted"), rows=[(m.name, *_sides(m)) for m in found])
+
+
+def _sides(measure: Measure) -> tuple[float, float]:
+    return round(measure.before, 3), round(measure.after, 3)
 
 
 def _changes(measure: Measure) -> Changes:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from maypole.cli.main import run as command
 from maypole.core.artifact import Artifact
 from maypole.core.errors import ArtifactError
 from maypole.core.identity import digest
@@ -134,6 +136,13 @@ def test_a_finished_tour_is_found_and_measures_the_same(users, capsys):
     assert again.seconds == report.seconds
     assert (asked.out / "02-adapt" / "manifest.json").read_bytes() == before
     assert "adapt: done before" in capsys.readouterr().err
+
+
+def test_the_command_that_repeats_the_evaluation_finds_the_reports_number(own, capsys):
+    _, report = own
+    line = next(stage.repeat_command for stage in report.stages if stage.name == "evaluate")
+    assert command([*shlex.split(line)[1:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["perplexity"] == pytest.approx(report.measures[0].after, rel=1e-4)
 
 
 def test_the_python_form_of_repeating_a_stage_runs(own):

@@ -54,7 +54,9 @@ def test_the_next_command_is_one_that_exists():
 
 
 @pytest.mark.usefixtures("_fixed_rates")
-def test_json_is_one_document_on_stdout_and_stderr_says_each_stage_before_it_starts(tmp_path, corpus, model, capsys, monkeypatch):
+def test_json_is_alone_on_stdout_and_stderr_says_each_stage_before_it_starts(
+    tmp_path, corpus, model, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     line = ["tour", "--model", str(model), "--corpus", str(corpus), "--minutes", "0.05", "--own-data-only", "--json"]
     assert run(line) == 0

@@ -148,7 +148,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_what_stopped_the_tour(tmp
         raise OSError(28, "No space left on device")
 
     def breaks(*args: Any, **kwargs: Any) -> None:
-        monkeypatch.setattr("maypole.tour.run.write", full)
+        monkeypatch.setattr("maypole.tour.tale.write", full)
         raise RuntimeError("no light")
 
     monkeypatch.setattr("maypole.tour.run.adapt", breaks)

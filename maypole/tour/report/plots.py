@@ -43,7 +43,7 @@ def held_out_loss(tokens: Sequence[float], loss: Sequence[float], base: float) -
         f"Held-out loss {way} from {number(base, 3)} (base) to {number(y[-1], 3)} nats per token "
         f"after {number(x[-1], 0)} training tokens."
     )
-    if min(y) < y[-1]:
+    if number(min(y), 3) != number(y[-1], 3):
         finding += f" The lowest was {number(min(y), 3)} at {number(x[y.index(min(y))], 0)} tokens."
     table = Table(columns=("training tokens", "held-out loss"), rows=[("base", base), *zip(map(round, x), y)])
     return Plot(title="Held-out loss against training tokens", finding=finding, svg=draw(paint), table=table)
