@@ -21,12 +21,12 @@ class StageInfo:
 STAGES = (
     StageInfo(1, "curate", "chooses and cleans the texts to learn from"),
     StageInfo(2, "adapt", "trains the model on the corpus, then on instructions", built=True),
-    StageInfo(3, "align", "trains it on preferences"),
+    StageInfo(3, "align", "trains the model on preferences"),
     StageInfo(4, "edit", "corrects facts in its weights"),
-    StageInfo(5, "interpret", "looks inside"),
-    StageInfo(6, "compress", "makes it smaller and quicker"),
+    StageInfo(5, "interpret", "looks inside the model"),
+    StageInfo(6, "compress", "makes the model smaller and quicker"),
     StageInfo(7, "retrieve", "grounds its answers in documents"),
-    StageInfo(8, "serve", "answers requests with it"),
-    StageInfo(9, "evaluate", "measures it before and after", built=True),
+    StageInfo(8, "serve", "answers requests with the model"),
+    StageInfo(9, "evaluate", "measures the model before and after", built=True),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}

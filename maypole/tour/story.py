@@ -49,13 +49,19 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a stage stands; `artifact` once it is done."""
+    """Where a stage stands; `artifact` once it is done, `saved` what a stopped one goes on from."""
 
     state: StageState
     artifact: Artifact | None = None
     reused: bool = False
+    saved: str = ""
     error: str = ""
     log: Sequence[str] = ()
+
+    @property
+    def finding(self) -> str:
+        """What there is to say before it is done."""
+        return f"It goes on after {self.saved}, which is saved." if self.saved else ""
 
 
 def report(
@@ -94,7 +100,7 @@ def _adapt(
     facts: Facts, info: StageInfo, stage: Progress, items: dict[str, Any] | None, found: Sequence[Measure]
 ) -> Stage:
     plots: list[Plot] = []
-    finding, table = "", None
+    finding, table = stage.finding, None
     examples: list[Example] = []
     if stage.artifact is not None:
         points = curve(stage.artifact.path)
@@ -109,7 +115,8 @@ def _adapt(
         examples = [_continued(sample) for sample in items["samples"]]
     return Stage(
         name=info.name, number=info.number, plots=plots, finding=finding, table=table, examples=examples,
-        repeat_command=facts.options.command, repeat_python=_python(facts.options), **_common(stage),
+        repeat_command=facts.options.command if stage.state == "done" else "",
+        repeat_python=_python(facts.options) if stage.state == "done" else "", **_common(stage),
     )  # fmt: skip
 
 
@@ -117,9 +124,8 @@ def _evaluate(
     facts: Facts, info: StageInfo, stage: Progress, items: dict[str, Any] | None, found: Sequence[Measure]
 ) -> Stage:
     plots: list[Plot] = []
-    finding, table = "", None
+    finding, table, command = stage.finding, None, ""
     examples: list[Example] = []
-    command = facts.options.command
     if items:
         tested = [m for m in found if m.interval is not None]
         plots.append(change_per_measure([_changes(m) for m in tested]))

@@ -71,11 +71,12 @@ class Tale:
         state = "interrupted" if interrupted else "failed"
         for name, stage in self.stages.items():
             if stage.state == "running":
-                log = () if interrupted else self.folder.log(name)
-                self.stages[name] = story.Progress(state, error="" if interrupted else str(error), log=log)
+                kept = saved(self.folder.unfinished(name))
                 if interrupted:
-                    kept = saved(self.folder.unfinished(name))
+                    self.stages[name] = story.Progress(state, saved=kept)
                     say(f"stopped at {name}" + (f"; {kept} is saved" if kept else ""))
+                else:
+                    self.stages[name] = story.Progress(state, saved=kept, error=str(error), log=self.folder.log(name))
         try:
             self._tell(state)
         except OSError as problem:  # a full disk, often: what stopped the tour is what the user needs to read

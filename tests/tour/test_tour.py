@@ -95,7 +95,7 @@ def test_all_nine_stages_are_listed_and_the_missing_ones_called_missing(users):
     assert {stage.state for stage in report.stages} == {"done", "absent"}
     shown = words(asked.out / "report.html")
     assert "Not in the tour yet" in shown
-    assert "6 Compress makes it smaller and quicker." in shown
+    assert "6 Compress makes the model smaller and quicker." in shown
 
 
 def test_the_report_has_what_a_decision_needs(own):

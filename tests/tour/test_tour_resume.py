@@ -107,11 +107,13 @@ def test_ctrl_c_keeps_the_steps_says_the_command_and_shows_where_it_stopped(
     said = capsys.readouterr()
     assert said.out == ""
     assert "stopped at adapt; corpus, step 7 is saved" in said.err
+    assert Path("run/report.html").read_text().count("Repeat this") == 0
     continues = f"maypole tour --model {model} --corpus {corpus} --minutes 0.05 --out run"
     assert f"Continue:  {continues}" in said.err
     shown = words(Path("run/report.html"))
     assert "STOPPED AT ADAPT" in shown
     assert "This run was interrupted at adapt." in shown
+    assert "It goes on after corpus, step 7, which is saved." in shown
     assert f"--corpus {corpus}" in shown
     assert command(line) == 0
     said = capsys.readouterr()
