@@ -4,6 +4,7 @@ All weights with replay of the base's own pretraining mix where that is known (t
 nobody has the data a user's model was trained on, so what it forgot is measured beside what it learnt.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from maypole.models.language_model import LanguageModel
 from maypole.models.peft_options import PeftOptions
 from maypole.tour.base import Base
 from maypole.tour.corpus import Corpus
-from maypole.tour.plan import EXAMPLES_PER_STEP, AdaptPlan
+from maypole.tour.plan import CURVE_POINTS, EXAMPLES_PER_STEP, AdaptPlan
 from maypole.tour.rows import corpus_rows, held_out_rows, instruction_rows
 from maypole.train.config import TrainConfig
 from maypole.train.fit import fit
@@ -27,8 +28,6 @@ from maypole.train.result import save_result
 CORPUS, INSTRUCTIONS = "corpus", "instructions"
 """Names of the two runs inside the stage's artifact."""
 MAX_LENGTH = 256
-CURVE_DOCUMENTS = 40
-CURVE_POINTS = 8
 WIDE = 512
 """Hidden size from which a model wants the smaller learning rates."""
 
@@ -67,7 +66,7 @@ def adapt(base: Base, corpus: Corpus, plan: AdaptPlan, artifact: Artifact, *, se
     how, length = recipe(lm, base.own), length_of(lm)
     replay = base.own and plan.instruction_rows > 0
     rows, objective = corpus_rows(lm, corpus.train, plan.documents, replay=replay, length=length, seed=seed)
-    some = corpus.held_out.select(range(min(CURVE_DOCUMENTS, len(corpus.held_out))))
+    some = corpus.held_out.select(range(min(plan.curve_documents, len(corpus.held_out))))
     watched = held_out_rows(lm, some, replay=replay, length=length)
     smaller = (plan.examples_per_step / EXAMPLES_PER_STEP) ** 0.5
     config = _config(smaller * how.corpus_rate, plan.corpus_steps, plan.examples_per_step, length, how.peft)
@@ -86,12 +85,13 @@ def adapt(base: Base, corpus: Corpus, plan: AdaptPlan, artifact: Artifact, *, se
 
 def _config(rate: float, steps: int, examples: int, length: int, peft: PeftOptions | None) -> TrainConfig:
     """Short warm-up from 0, constant, then down to 0 for half of the steps: `steps` decide, not epochs."""
-    every = max(1, steps // (4 * CURVE_POINTS))
+    between = math.ceil(steps / CURVE_POINTS)
+    every = max(1, between // 4)
     return TrainConfig(
         learning_rate=rate, examples_per_step=examples, max_length=length, max_steps=steps, peft=peft,
         lr_scheduler_type="warmup_stable_decay", warmup_ratio=max(0.05, min(1 / steps, 0.5)),
         lr_scheduler_kwargs={"num_decay_steps": max(1, steps // 2), "decay_type": "linear"},
-        logging_steps=every, eval_steps=4 * every, save_steps=max(5, steps // 10),
+        logging_steps=every, eval_steps=every * math.ceil(between / every), save_steps=max(5, steps // 10),
     )  # fmt: skip
 
 

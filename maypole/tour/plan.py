@@ -31,6 +31,11 @@ MAX_PASSES = 3
 """Over the corpus."""
 INSTRUCTIONS_A_ROW = 1 / 1.6
 """Share of instructions among the rows of their run, the rest is kept knowledge."""
+CURVE_POINTS = 8
+"""Times that the held-out loss is measured on the way."""
+CURVE_SHARE = 0.1
+"""Of the seconds of learning, at most, goes into those measurements."""
+CURVE_DOCUMENTS = 40
 DOCUMENTS = 400
 GENERAL = 100
 QUESTIONS = 600
@@ -52,11 +57,13 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptPlan:
-    """`documents` of the corpus; `instruction_rows` 0: the corpus alone is learnt."""
+    """`documents` of the corpus to learn, `curve_documents` to measure on the way; `instruction_rows` 0: the corpus
+    alone is learnt."""
 
     seconds: int
     examples_per_step: int
     documents: int
+    curve_documents: int
     corpus_steps: int
     instruction_rows: int
     instruction_steps: int
@@ -133,7 +140,9 @@ def _evaluate(rates: Rates, seconds: float, held_out: int, general: bool, questi
 
 
 def _adapt(rates: Rates, seconds: float, train: int, instruct: bool) -> AdaptPlan:
-    tokens = max(seconds, 1.0) * rates.train_tokens_per_second
+    curve_document = (CURVE_POINTS + 2) * rates.tokens_a_document / rates.score_tokens_per_second
+    watched = min(CURVE_DOCUMENTS, max(1, int(CURVE_SHARE * seconds / curve_document)))
+    tokens = max(seconds - watched * curve_document, 0.5 * seconds) * rates.train_tokens_per_second
     taught = INSTRUCTION_SHARE * tokens if instruct else 0.0
     examples = EXAMPLES_PER_STEP
     while examples > 1 and (tokens - taught) / rates.tokens_a_row < LEAST_STEPS * examples:
@@ -146,9 +155,10 @@ def _adapt(rates: Rates, seconds: float, train: int, instruct: bool) -> AdaptPla
     corpus_steps = max(4, min(most, int(left / (examples * rates.tokens_a_row))))
     used = corpus_steps * examples * rates.tokens_a_row + instruction_steps * instruction_step
     return AdaptPlan(
-        seconds=math.ceil(used / rates.train_tokens_per_second),
+        seconds=math.ceil(used / rates.train_tokens_per_second + watched * curve_document),
         examples_per_step=examples,
         documents=min(train, math.ceil(corpus_steps * examples / rates.rows_a_document)),
+        curve_documents=watched,
         corpus_steps=corpus_steps,
         instruction_rows=round(instruction_steps * examples * INSTRUCTIONS_A_ROW),
         instruction_steps=instruction_steps,

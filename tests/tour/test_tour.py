@@ -22,6 +22,7 @@ from maypole.models import load
 from maypole.tour import TourOptions, run_tour
 from maypole.tour.adapt import curve
 from maypole.tour.corpus import load_corpus
+from maypole.tour.plan import Plan
 from maypole.tour.report.page import render
 from maypole.tour.rows import corpus_rows, held_out_rows, instruction_rows
 from maypole.train import TrainConfig, fit
@@ -122,7 +123,8 @@ def test_the_first_point_of_the_curve_is_the_base(own, tmp_path):
     assert [tokens for tokens, _ in points] == sorted({tokens for tokens, _ in points})
     assert points[-1][1] < points[0][1]
     lm, corpus = load_zoo("village-1M"), load_corpus(asked.corpus)
-    rows = held_out_rows(lm, corpus.held_out, replay=True, length=256)
+    watched = range(Plan.read(asked.out / "plan.json").adapt.curve_documents)
+    rows = held_out_rows(lm, corpus.held_out.select(watched), replay=True, length=256)
     hardly = TrainConfig(max_steps=1, learning_rate=1e-12, max_length=256)
     measured = fit(lm, rows, PretrainingMix(), hardly, out=tmp_path / "base", eval_rows=rows)
     assert points[0][1] == pytest.approx(measured.manifest["metrics"]["eval_loss"], abs=1e-6)

@@ -31,7 +31,9 @@ def test_six_minutes_on_an_idle_machine_are_mostly_learning_and_leave_a_fifth():
     assert adapted.instruction_steps == 600
     assert adapted.examples_per_step == 16
     used = 16 * (adapted.corpus_steps * IDLE.tokens_a_row + adapted.instruction_steps * IDLE.tokens_an_instruction_row)
-    assert used / IDLE.train_tokens_per_second == pytest.approx(adapted.seconds, abs=1)
+    watched = 10 * adapted.curve_documents * IDLE.tokens_a_document / IDLE.score_tokens_per_second
+    assert adapted.curve_documents == 40
+    assert used / IDLE.train_tokens_per_second + watched == pytest.approx(adapted.seconds, abs=1)
 
 
 def test_a_slow_model_takes_smaller_steps_and_fewer_items():
@@ -42,6 +44,7 @@ def test_a_slow_model_takes_smaller_steps_and_fewer_items():
     assert adapted.examples_per_step == 1
     assert adapted.corpus_steps >= 25
     assert evaluated.documents < 40
+    assert adapted.curve_documents <= 2
     assert adapted.seconds + evaluated.seconds <= available(6.0, 40.0) + 2
 
 
@@ -72,6 +75,7 @@ def test_every_plan_can_be_followed(speed, seconds, train, held_out, row, instru
     )
     assert adapted.corpus_steps >= 4
     assert 1 <= adapted.documents <= train
+    assert 1 <= adapted.curve_documents <= 40
     assert (adapted.instruction_steps >= 4) == instruct
     assert (adapted.instruction_rows > 0) == instruct
     assert 1 <= evaluated.documents <= min(held_out, DOCUMENTS)
