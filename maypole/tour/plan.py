@@ -140,6 +140,7 @@ def _evaluate(rates: Rates, seconds: float, held_out: int, general: bool, questi
 
 
 def _adapt(rates: Rates, seconds: float, train: int, instruct: bool) -> AdaptPlan:
+    seconds = max(seconds, 1.0)
     curve_document = (CURVE_POINTS + 2) * rates.tokens_a_document / rates.score_tokens_per_second
     watched = min(CURVE_DOCUMENTS, max(1, int(CURVE_SHARE * seconds / curve_document)))
     tokens = max(seconds - watched * curve_document, 0.5 * seconds) * rates.train_tokens_per_second
