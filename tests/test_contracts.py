@@ -12,6 +12,7 @@ FUNCTIONS = {
     "core.seeds:derive": "(seed, *names)",
     "core.progress:track": "(title, total, unit='steps')",
     "core.metrics:Metrics.log": "(self, step, **numbers)",
+    "core.shards:map_shards": "(setup, function, shards, *, out, title, workers=1, ray=None)",
     "core.judge:symmetric": "(preference)",
     "core.judge:as_preference": "(reward)",
     "core.judge:as_reward": "(preference, *, against)",

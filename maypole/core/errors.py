@@ -5,10 +5,14 @@ A `UserError` ends a command with exit code 2 and no traceback; anything else is
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class MaypoleError(Exception):
-    """Everything maypole raises on purpose."""
+    """Everything maypole raises on purpose; it comes whole out of another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
 
 
 class UserError(MaypoleError):
@@ -89,3 +93,11 @@ class RemoteError(MaypoleError):
     def __init__(self, what: str, *, retryable: bool) -> None:
         self.retryable = retryable
         super().__init__(what)
+
+
+def _restored(kind: type[MaypoleError], args: tuple[Any, ...], state: dict[str, Any]) -> MaypoleError:
+    """An unpickled error; its class is not called again, for each wants other arguments than the message."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error

@@ -14,6 +14,7 @@ LINE_SECONDS = 10.0
 """Seconds between two lines where no terminal can show a live bar."""
 
 _quiet = False
+_shown: "list[Step]" = []
 
 
 class Step(Protocol):
@@ -47,16 +48,27 @@ def track(title: str, total: int | None, unit: str = "steps") -> Iterator[Step]:
     """
     if _quiet:
         yield _nothing
-    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        yield from _bar(title, total, unit)
-    else:
-        yield from _lines(title, total, unit)
+        return
+    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    with (_bar if live else _lines)(title, total, unit) as step:
+        _shown.append(step)
+        try:
+            yield step
+        finally:
+            _shown.remove(step)
+
+
+def tell(**numbers: float | int | str) -> None:
+    """Show `numbers` beside the progress that is shown, if any is: how far the unit being worked on has come."""
+    if _shown:
+        _shown[-1](0, **numbers)
 
 
 def _nothing(n: int = 1, **numbers: float | int | str) -> None:
     return None
 
 
+@contextmanager
 def _bar(title: str, total: int | None, unit: str) -> Iterator[Step]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn
@@ -86,6 +98,7 @@ def _bar(title: str, total: int | None, unit: str) -> Iterator[Step]:
         yield step
 
 
+@contextmanager
 def _lines(title: str, total: int | None, unit: str) -> Iterator[Step]:
     title = _clean(title)
     counter = _Counter(total, unit)

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from maypole.core import progress
-from maypole.core.progress import duration, set_quiet, track
+from maypole.core.progress import duration, set_quiet, tell, track
 
 
 class _Terminal(io.StringIO):
@@ -49,6 +49,15 @@ def test_a_run_that_stops_says_how_far_it_came(capsys):
     with pytest.raises(ValueError, match="boom"):
         fail()
     assert capsys.readouterr().err.endswith("train: stopped after 3 steps\n")
+
+
+def test_what_is_told_from_within_stands_beside_what_is_shown(capsys):
+    tell(documents=1)
+    with track("score", 2, "shards") as step:
+        tell(documents=7)
+        step()
+    tell(documents=9)
+    assert capsys.readouterr().err == "score: 2 shards\nscore: 1 shards in 0:00  documents 7\n"
 
 
 def test_quiet_shows_nothing(capsys):
