@@ -9,6 +9,7 @@ from .metrics import rouge_l as rouge_l
 from .pair_accuracy import Accuracy as Accuracy
 from .pair_accuracy import pair_accuracy as pair_accuracy
 from .perplexity import Perplexity as Perplexity
+from .perplexity import document_nll as document_nll
 from .perplexity import perplexity as perplexity
 from .tasks import Score as Score
 from .tasks import TaskScores as TaskScores
@@ -27,6 +28,7 @@ __all__ = [
     "TaskScores",
     "WinRate",
     "Window",
+    "document_nll",
     "exact_match",
     "f1",
     "judges",

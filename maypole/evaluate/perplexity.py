@@ -66,13 +66,14 @@ def perplexity(
     Raises DataError with the row for one that is none, UserError if nothing is left to score.
     """
     engine = model if isinstance(model, Engine) else Engine(model)
-    longest = min(max_length or engine.max_length, engine.max_length)
+    longest = context(engine, max_length)
     sums: list[float] = []
     counts: list[int] = []
     kept: list[int] = []
     dropped = 0
     for first, chunk in _chunks(documents):
-        for i, (nll, tokens) in enumerate(_score(engine, chunk, first, longest, overlap, adapter)):
+        scored = document_nll(engine, chunk, max_length=longest, overlap=overlap, adapter=adapter, first=first)
+        for i, (nll, tokens) in enumerate(scored):
             if tokens:
                 sums.append(nll)
                 counts.append(tokens)
@@ -107,22 +108,41 @@ def _chunks(documents: Iterable[Document]) -> Iterator[tuple[int, list[Document]
         yield first, chunk
 
 
-def _score(
-    engine: Engine, chunk: Sequence[Document], first: int, max_length: int, overlap: int, adapter: str | None
+def context(engine: Engine, max_length: int | None) -> int:
+    """How many tokens are read at once: `max_length`, and never more than the model has positions for."""
+    return min(max_length or engine.max_length, engine.max_length)
+
+
+def document_nll(
+    engine: Engine,
+    documents: Sequence[Document],
+    *,
+    max_length: int | None = None,
+    max_tokens: int | None = None,
+    overlap: int = 0,
+    adapter: str | None = None,
+    first: int = 0,
 ) -> list[tuple[float, int]]:
-    """(nll, tokens) of each document."""
+    """(nll in nats, summed; how many tokens that are) of each document, as `perplexity` scores them.
+
+    `max_tokens` scores the beginning of a document only; `first` is the place of the first one, for errors. All are
+    held in memory at once: give some hundreds.
+    """
+    longest = context(engine, max_length)
     requests: list[ScoreRequest] = []
     owners: list[tuple[int, NDArray[np.bool_]]] = []
     bos = engine.tokenizer.bos_token_id
-    for i, document in enumerate(chunk):
+    for i, document in enumerate(documents):
         ids, counted = _encoded(document, engine.tokenizer, first + i)
-        for window in windows(ids, max_length, overlap=overlap, bos=bos):
+        if max_tokens is not None:
+            ids = ids[: max_tokens + (ids[:1] == [bos])]
+        for window in windows(ids, longest, overlap=overlap, bos=bos):
             own = window.ids[window.start :]
             mask = counted[window.first : window.first + len(own)]
             if mask.any():
                 requests.append(ScoreRequest(window.ids[: window.start], [own], adapter))
                 owners.append((i, mask))
-    totals = [(0.0, 0)] * len(chunk)
+    totals = [(0.0, 0)] * len(documents)
     for (i, mask), (scored,) in zip(owners, engine.score(requests)):
         nll, tokens = totals[i]
         totals[i] = nll - float(np.asarray(scored.logprobs, dtype=np.float64)[mask].sum()), tokens + int(mask.sum())

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from maypole.core.errors import ConfigError, DataError, UserError
 from maypole.engine import Engine, EngineConfig
-from maypole.evaluate import perplexity, windows
+from maypole.evaluate import document_nll, perplexity, windows
 from tests.engine.engine_fixtures import BOS, lm_of, random_ids, with_adapters
 
 
@@ -78,6 +78,15 @@ def test_batches_and_engines_make_no_difference():
     base = perplexity(lm.with_adapter(None), documents)
     change = whole.change_from(base)
     assert change.mean == pytest.approx(whole.perplexity - base.perplexity)
+
+
+def test_the_beginning_of_a_document_may_stand_for_all_of_it():
+    lm = lm_of(max_position_embeddings=32)
+    (long,), (short,) = random_ids([100]), random_ids([5])
+    found = document_nll(Engine(lm), [long, [BOS, *long], short], max_tokens=40)
+    whole = perplexity(lm, [long[:40], short])
+    assert [tokens for _, tokens in found] == [40, 40, 5]
+    np.testing.assert_allclose([nll for nll, _ in found], whole.nll[[0, 0, 1]], rtol=1e-6)
 
 
 def test_rows_count_where_they_teach():
