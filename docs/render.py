@@ -3,6 +3,7 @@
 ``python docs/render.py`` rewrites them, ``--check`` exits 1 where one is out of date (a test does the same).
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -26,7 +27,28 @@ def systems() -> str:
     return "\n".join(lines)
 
 
-PARTS: dict[str, dict[str, Callable[[], str]]] = {"README.md": {"systems": systems}}
+def benchmarks() -> str:
+    """A table for each result under benchmarks/results."""
+    parts = []
+    for file in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        found = json.loads(file.read_text())
+        machine = f"{found['machine']['cpu']}, {found['machine']['cores']} cores"
+        parts += [f"## {found['name']}", "", f"`python benchmarks/{found['name']}.py` on {machine}.", ""]
+        parts += ["| case | ours | peer | unit | ratio | target | GB ours / peer |", "|---|---|---|---|---|---|---|"]
+        for case in found["cases"]:
+            memory = " / ".join(f"{size / 1e9:.2f}" for size in case["peak_rss_bytes"].values())
+            target = "" if case["target"] is None else f"{case['target']:g}{'' if case['met'] else ' (missed)'}"
+            peer = f"{case['peer']:,.0f} ({case['peer_name']})"
+            numbers = (case["case"], f"{case['ours']:,.0f}", peer, case["unit"], f"{case['ratio']:.2f}", target, memory)
+            parts.append(f"| {' | '.join(numbers)} |")
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+PARTS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"systems": systems},
+    "docs/performance.md": {"benchmarks": benchmarks},
+}
 """File -> the name between its markers ``<!-- NAME -->`` and ``<!-- /NAME -->`` -> what stands there."""
 
 
