@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from maypole.core.errors import DataError
+from maypole.core.manifest import FILE as MANIFEST
 
 JSON_LINES = (".jsonl", ".ndjson")
 JSON = (".json",)
@@ -39,8 +40,15 @@ def suffix(path: Path) -> str:
     return found if found in JSON_LINES + JSON + CSV + TEXT else ""
 
 
+def data_folder(folder: Path) -> Path:
+    """Where the rows in `folder` lie: a result of maypole has them in ``data``, apart from how it was made."""
+    inner = folder / "data"
+    return inner if (folder / MANIFEST).is_file() and inner.is_dir() else folder
+
+
 def data_files(folder: Path) -> list[Path]:
     """Every readable file below `folder`, sorted; hidden ones are skipped. Raises DataError if there is none."""
+    folder = data_folder(folder)
     found: list[Path] = []
     others = 0
     for directory, names, files in os.walk(folder):

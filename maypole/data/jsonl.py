@@ -28,6 +28,20 @@ def json_lines(path: Path, shown: str) -> Iterator[Block]:
         yield from _blocks(shown, ((n, _value(line, shown, n, offset), len(line)) for n, offset, line in lines))
 
 
+def raw_lines(path: Path, shown: str) -> Iterator[bytes]:
+    """The rows of a JSONL file as they stand there, without their line ends: one for each row that is read."""
+    with opened(path, shown) as file:
+        for _, _, line in _lines(file, shown):
+            yield line
+
+
+def objects(path: Path, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSONL file one by one, each with its line number; nothing is asked of what they hold."""
+    with opened(path, shown) as file:
+        for number, offset, line in _lines(file, shown):
+            yield number, _object(_value(line, shown, number, offset), shown, number)
+
+
 def json_array(path: Path, shown: str) -> Iterator[Block]:
     """Blocks of a .json file: an array of objects, or JSON lines under this suffix."""
     with opened(path, shown) as file:
@@ -43,20 +57,24 @@ def json_array(path: Path, shown: str) -> Iterator[Block]:
 def _blocks(shown: str, values: Iterator[tuple[int, Any, int]]) -> Iterator[Block]:
     """Blocks of (row number, value, length) triples; raises DataError where a value is no object."""
     rows: list[int] = []
-    objects: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     size = 0
     for number, value, length in values:
-        if not isinstance(value, dict):
-            what, expected = f"expected an object, found {describe(value)}", '{"text": "..."} on each row'
-            raise DataError(what, file=shown, row=number, expected=expected)
         rows.append(number)
-        objects.append(value)
+        found.append(_object(value, shown, number))
         size += length
         if len(rows) == ROWS_PER_BLOCK or size > BYTES_PER_BLOCK:
-            yield block_of_objects(shown, rows, objects)
-            rows, objects, size = [], [], 0
+            yield block_of_objects(shown, rows, found)
+            rows, found, size = [], [], 0
     if rows:
-        yield block_of_objects(shown, rows, objects)
+        yield block_of_objects(shown, rows, found)
+
+
+def _object(value: Any, shown: str, number: int) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        what, expected = f"expected an object, found {describe(value)}", '{"text": "..."} on each row'
+        raise DataError(what, file=shown, row=number, expected=expected)
+    return value
 
 
 def _lines(file: io.BufferedReader, shown: str) -> Iterator[tuple[int, int, bytes]]:

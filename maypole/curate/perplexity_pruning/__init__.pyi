@@ -1,0 +1,10 @@
+from .pruning import prune as prune
+from .reference import train_reference as train_reference
+from .scores import Scores as Scores
+from .scoring import Reading as Reading
+from .scoring import score as score
+from .selection import Selection as Selection
+from .selection import select as select
+from .split import Read as Read
+
+__all__ = ["Read", "Reading", "Scores", "Selection", "prune", "score", "select", "train_reference"]

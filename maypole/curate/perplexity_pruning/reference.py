@@ -1,0 +1,63 @@
+"""A reference model trained on a share of the corpus itself, which then is not scored. Knows nothing about scores."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maypole.core.artifact import Artifact
+from maypole.core.atomic import fsync_file
+from maypole.core.errors import UserError
+from maypole.core.progress import track
+from maypole.core.seeds import derive
+from maypole.curate.corpus import Corpus, documents, unusable
+from maypole.curate.perplexity_pruning.split import Read
+from maypole.data.reader import read as read_rows
+from maypole.data.rows import TEXT
+from maypole.models.language_model import LanguageModel
+from maypole.train.config import TrainConfig
+from maypole.train.fit import fit
+from maypole.train.result import save_result
+from maypole.train.supervised import LanguageModeling
+
+NAME = "reference"
+
+
+def train_reference(lm: LanguageModel, corpus: Corpus, read: Read, config: TrainConfig, *, out: Artifact) -> Artifact:
+    """Train `lm` in place on the documents in the split of `read`; the checkpoint lies in `out` as "reference".
+
+    UserError where the split holds no document.
+    """
+    path = out.checkpoints / "split.parquet"
+    if not path.is_file():
+        _write_split(corpus, read, path)
+    rows = read_rows(path, TEXT)
+    seed = derive(read.seed, NAME)
+    child = out.child(NAME, kind="pretrain", config=config, inputs={"model": lm, "rows": rows}, seed=seed)
+    fit(lm, rows, LanguageModeling(), config, out=child, seed=seed)
+    if not child.finished:
+        save_result(lm, child, child.manifest["metrics"])
+        child.finish()
+    return child
+
+
+def _write_split(corpus: Corpus, read: Read, path: Path) -> None:
+    """The texts that the reference learns from, in the order of the corpus, but for those that nobody can read."""
+    part = path.with_name(f".{path.name}.tmp")
+    count = 0
+    schema = pa.schema([("text", pa.string())])
+    with pq.ParquetWriter(part, schema) as file, track("reference: split", len(corpus.shards), "shards") as step:
+        for shard in corpus.shards:
+            for batch in documents(shard, corpus.columns):
+                chosen = read.in_split([document.id for document in batch])
+                texts = [d.text for d, taken in zip(batch, chosen) if taken and unusable(d.text) is None]
+                count += len(texts)
+                if texts:
+                    file.write_batch(pa.record_batch([pa.array(texts, pa.string())], schema=schema))
+            step(1)
+    if not count:
+        part.unlink()
+        raise UserError(f"a share of {read.share:g} holds no document", "--train-reference", "a larger share")
+    fsync_file(part)
+    os.replace(part, path)
