@@ -228,12 +228,7 @@ class Artifact:
     @classmethod
     def _begin(cls, out: Path, document: dict, config: object, force: bool, parent: "Artifact | None") -> "Artifact":
         part = _part(out)
-        try:
-            lock = DirectoryLock.take(part)
-        except PermissionError as error:
-            raise ArtifactError("cannot be written", str(part), "a directory you may write to") from error
-        except (NotADirectoryError, FileExistsError) as error:
-            raise ArtifactError("lies below a file", str(part), "a path below a directory") from error
+        lock = DirectoryLock.take(part)
         try:
             _recover(out)
             found = _finished_at(out, document, force)

@@ -18,13 +18,22 @@ class DirectoryLock:
 
     @classmethod
     def take(cls, directory: Path) -> "DirectoryLock":
-        """Lock `directory`; ArtifactError names the process that holds it already."""
+        """Lock `directory`, made where it is missing.
+
+        ArtifactError names the process that holds it already, or says why nothing can be written there.
+        """
         while True:
-            directory.mkdir(parents=True, exist_ok=True)
             try:
+                directory.mkdir(parents=True, exist_ok=True)
                 file = open(directory / NAME, "a+")  # noqa: SIM115 (held as long as the lock)
             except FileNotFoundError:
                 continue  # renamed away by the process that had it, between the two lines above
+            except PermissionError as error:
+                expected = "a directory you may write to"
+                raise ArtifactError("cannot be written", str(directory), expected) from error
+            except (NotADirectoryError, FileExistsError) as error:
+                what = "is a file" if directory.is_file() else "lies below a file"
+                raise ArtifactError(what, str(directory), "a path below a directory") from error
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -49,12 +49,7 @@ def _whole_or_absent(out: Path, force: bool) -> Iterator[Path]:
     """A locked, empty directory beside `out` that takes its name when the block ends well."""
     check_target(out, force)
     part, aside = out.with_name(out.name + ".part"), out.with_name(out.name + ".old")
-    try:
-        lock = DirectoryLock.take(part)
-    except PermissionError as error:
-        raise ArtifactError("cannot be written", str(part), "a directory you may write to") from error
-    except (NotADirectoryError, FileExistsError) as error:
-        raise ArtifactError("lies below a file", str(part), "a path below a directory") from error
+    lock = DirectoryLock.take(part)
     try:
         if (part / "manifest.json").exists():
             raise ArtifactError("holds unfinished work of another command", str(part), "name another --out")

@@ -85,12 +85,7 @@ def opened(path: Path) -> Iterator[TourFolder]:
     ArtifactError where another process works on it, it cannot be written, or it holds something else.
     """
     path = Path(os.path.normpath(path))
-    try:
-        lock = DirectoryLock.take(path)
-    except PermissionError as error:
-        raise ArtifactError("cannot be written", str(path), "a directory you may write to") from error
-    except (NotADirectoryError, FileExistsError) as error:
-        raise ArtifactError("is a file, or lies below one", str(path), "a directory") from error
+    lock = DirectoryLock.take(path)
     try:
         for leftover in [p for p in path.iterdir() if is_temporary(p)]:
             leftover.unlink()
