@@ -32,7 +32,7 @@ _BYTES_A_GROUP = 32 << 20  # of a Parquet file that is written
 class Columns:
     """What columns are called: `text`, and if given `id` and `domain`; a dot leads into objects ("meta.source").
 
-    Where `id` is None the columns "id" is taken if there is one, else a document is called by file and row; where
+    Where `id` is None the column "id" is taken if there is one, else a document is called by file and row; where
     `domain` is None, the column "domain" if there is one.
     """
 

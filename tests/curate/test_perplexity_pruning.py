@@ -12,6 +12,7 @@ from maypole.core.errors import ConfigError, DataError, UserError
 from maypole.curate.corpus import open_corpus
 from maypole.curate.perplexity_pruning import Scores, prune, score, select
 from maypole.curate.perplexity_pruning.selection import nll_of, percentiles
+from maypole.data import TEXT, read
 from tests.engine.engine_fixtures import lm_of
 
 DOMAINS = ("wiki", "news")
@@ -132,6 +133,7 @@ def test_pruned_files_have_their_format_their_columns_and_their_order(lm, tmp_pa
     assert row["extra"] == int(row["id"][1:])
     report = json.loads((done.path / "report.json").read_text())
     assert report
+    assert sorted(read(done.path, TEXT)["id"]) == sorted(ids)  # the rows, and not the report beside them
     again = prune(corpus, scores, out=tmp_path / "high", criterion="high", rate=0.25)
     assert len(kept_ids(again.path / "data")) == 15
 
