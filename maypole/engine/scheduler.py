@@ -81,14 +81,16 @@ class Scheduler:
                 sequence.report(0)
 
     def fail(self, error: BaseException) -> None:
-        """Every sequence ends with `error`, the cache is empty."""
-        for sequence in [*self.inbox, *self.waiting, *self.running]:
-            sequence.error, sequence.row = error, None
-            if sequence.listener is not None:
-                sequence.report(0)
+        """Every sequence ends with `error`, the cache is empty; who listens is told when nothing of it is left."""
+        failed = [*self.inbox, *self.waiting, *self.running]
         self.inbox.clear()
         self.waiting.clear()
         self.running.clear()
+        for sequence in failed:
+            sequence.row, sequence.error = None, error
+        for sequence in failed:
+            if sequence.listener is not None:
+                sequence.report(0)
 
     def _admit(self) -> list[Sequence]:
         """The first of the queue that fit beside what runs, and what shares a beginning with them counts once."""

@@ -4,6 +4,7 @@ import pytest
 
 from maypole.core.errors import UserError
 from maypole.engine import Engine, Request, Sampling
+from maypole.engine.sequence import Sequence as Running
 from tests.engine.engine_fixtures import lm_of, random_ids
 
 LONG = Sampling(max_tokens=40, temperature=0.0, ignore_eos=True)
@@ -74,6 +75,26 @@ def test_a_failing_step_reaches_everyone_who_waits_and_nobody_later(monkeypatch:
             asyncio.run(_collect(engine, Request("a", LONG)))
     assert engine.stats()["running"] == 0
     assert len(engine.generate([Request("a", LONG)])[0].token_ids) == 40
+
+
+def test_who_hears_of_a_failure_finds_nothing_left_running(monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(lm_of())
+    seen: list[dict[str, int]] = []
+    real = Running.report
+
+    def report(self: Running, tokens: int) -> None:
+        if self.error is not None:
+            seen.append(engine.stats())
+        real(self, tokens)
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Running, "report", report)
+    monkeypatch.setattr(engine._runner, "decode", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        asyncio.run(_collect(engine, Request("a", LONG)))
+    assert [(s["running"], s["waiting"]) for s in seen] == [(0, 0)]
 
 
 def test_an_async_call_checks_its_requests_first():
