@@ -10,7 +10,6 @@ from tests.train.train_fixtures import (
     Trees,
     TwoPassTrees,
     config,
-    farthest,
     ids_of,
     lines_of,
     lm_with,
@@ -35,6 +34,12 @@ def trained(tmp_path, name: str, family: str = "llama", objective=None, **change
     return weights_of(lm)
 
 
+def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest difference between two sets of weights; an entry moves by up to 5e-3 in these five steps."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_weights_do_not_depend_on_tokens_per_batch_or_checkpointing(tmp_path, family: str):
     whole = trained(tmp_path, "whole", family, tokens_per_batch=10**6)
@@ -43,7 +48,7 @@ def test_weights_do_not_depend_on_tokens_per_batch_or_checkpointing(tmp_path, fa
         "64": {"tokens_per_batch": 64},
         "recomputed": {"tokens_per_batch": 512, "gradient_checkpointing": True},
     }.items():
-        assert farthest(trained(tmp_path, name, family, **changes), whole) < 1e-5, name
+        assert apart(trained(tmp_path, name, family, **changes), whole) < 1e-6, name
     losses = [[line["loss"] for line in lines_of(tmp_path / name)] for name in ("whole", "64")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
@@ -93,4 +98,4 @@ def test_clipping_scales_the_gradient_to_the_norm_asked_for(tmp_path):
 
 
 def test_the_two_heads_train_alike(tmp_path):
-    assert farthest(trained(tmp_path, "a"), trained(tmp_path, "b", objective=TwoPassTrees())) < 1e-5
+    assert apart(trained(tmp_path, "a"), trained(tmp_path, "b", objective=TwoPassTrees())) < 1e-6
