@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maypole.core.errors import DataError, UserError
+from maypole.core.errors import ConfigError, DataError, UserError
 from maypole.core.statistics import Interval, paired_ratio
 from maypole.data import Dropped, encode_chat, encode_completion, encode_prompt
 from maypole.engine import Engine, ScoreRequest
@@ -63,7 +63,8 @@ def perplexity(
     `max_length` (None: the model's context) are cut by `windows`. Chats count where an assistant speaks, completions
     after their prompt. `seed` draws the interval, `step` is told how many documents were done.
 
-    Raises DataError with the row for one that is none, UserError if nothing is left to score.
+    Raises DataError with the row for one that is none, UserError if nothing is left to score, ConfigError where
+    `max_length` exceeds the model's context.
     """
     engine = model if isinstance(model, Engine) else Engine(model)
     longest = context(engine, max_length)
@@ -109,8 +110,10 @@ def _chunks(documents: Iterable[Document]) -> Iterator[tuple[int, list[Document]
 
 
 def context(engine: Engine, max_length: int | None) -> int:
-    """How many tokens are read at once: `max_length`, and never more than the model has positions for."""
-    return min(max_length or engine.max_length, engine.max_length)
+    """How many tokens are read at once: `max_length`, or all that the model has positions for; ConfigError beyond."""
+    if max_length is not None and max_length > engine.max_length:
+        raise ConfigError("max_length", max_length, f"at most the model's {engine.max_length} positions")
+    return max_length or engine.max_length
 
 
 def document_nll(

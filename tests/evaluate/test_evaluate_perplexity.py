@@ -108,3 +108,9 @@ def test_progress_is_told_in_documents():
     done: list[int] = []
     perplexity(lm_of(), random_ids([2] * 300), step=done.append)
     assert done == [256, 44]
+
+
+def test_windows_longer_than_the_models_context_are_an_error():
+    lm = lm_of("gpt2")
+    with pytest.raises(ConfigError, match=f"--max-length: .*\\n.*at most the model's {lm.max_length} positions"):
+        perplexity(lm, ["one text"], max_length=lm.max_length + 1)
