@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import json
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from cyclopts import App, Parameter
+from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.config import Dict
 
 from maypole import __version__, catalogue
@@ -86,6 +87,7 @@ def build(commands: Table, *, chosen: tuple[str, ...] = (), settings: dict | Non
         config=config,
         # Several values a flag, and no --empty-x twin of each list.
         default_parameter=Parameter(consume_multiple=True, negative_iterable=""),
+        group_parameters=Group("Parameters", validator=_whole_numbers),
     )
     rooms: dict[str, App] = {}
     for word, purpose in (catalogue.ROOMS | POLE).items():
@@ -102,10 +104,18 @@ def build(commands: Table, *, chosen: tuple[str, ...] = (), settings: dict | Non
     return app
 
 
+def _whole_numbers(arguments: ArgumentCollection) -> None:
+    """cyclopts rounds 1.5 where a whole number is wanted."""
+    for argument in arguments:
+        if {int, float} & {argument.hint, *typing.get_args(argument.hint)} == {int}:
+            for token in argument.tokens:
+                if "." in token.value and not float(token.value).is_integer():
+                    raise UserError(f"{token.value} does not work", argument.name, "accepted: a whole number")
+
+
 def _flattened(target: str) -> Callable[..., object]:
     """The function at `target`, its config's fields as flags without the config's name in front."""
-    module, _, name = target.partition(":")
-    function = getattr(importlib.import_module(module), name)
+    function = _function(target)
     hints = typing.get_type_hints(function, include_extras=True)
     flat = {n: Annotated[h, Parameter(name="*")] if _is_config(h) else h for n, h in hints.items()}
 
@@ -115,6 +125,26 @@ def _flattened(target: str) -> Callable[..., object]:
 
     call.__annotations__ = flat
     return call
+
+
+def _function(target: str) -> Callable[..., object]:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _inlined(values: dict, hint: Any) -> dict:
+    """`values` from a file with the mappings inside open mappings as JSON text: cyclopts takes one level of them."""
+    kind = next((k for k in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(k)), None)
+    hints = typing.get_type_hints(kind) if kind else {}
+
+    def inlined(name: str, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if hints.get(name) == dict[str, Any]:
+            return {key: json.dumps(item) if isinstance(item, dict) else item for key, item in value.items()}
+        return _inlined(value, hints.get(name))
+
+    return {name: inlined(name, value) for name, value in values.items()}
 
 
 def _typed(config: Any) -> Any:
@@ -135,7 +165,9 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value] if isinstance(value, list) else value
     try:
         found = yaml.safe_load(value)
-        return float(found) if isinstance(found, str) else value if isinstance(found, dict) else found
+        if isinstance(found, dict):
+            return found if value.startswith("{") else value
+        return float(found) if isinstance(found, str) else found
     except (yaml.YAMLError, ValueError):
         return value
 
@@ -185,6 +217,9 @@ def _settings(file: Path | None, path: tuple[str, ...], commands: Table) -> dict
         raise UserError("not valid YAML: " + " ".join(str(error).split()), str(file)) from error
     if not isinstance(document, dict):
         raise UserError(f"expected a mapping of flags, found {type(document).__name__}", str(file))
+    target, _ = next((c for p, c in commands.items() if _full(p, commands) == _full(path, commands)), ("", ""))
+    for hint in typing.get_type_hints(_function(target)).values() if target else ():
+        document = _inlined(document, hint)
     for word in reversed(path):
         document = {word: document}
     return document

@@ -3,6 +3,7 @@
 import errno
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from maypole.core.artifact import Artifact
 from maypole.core.config import DryRun, ModelOptions, RunOptions, pass_on, required, setting
@@ -14,6 +15,7 @@ from maypole.core.progress import track
 class Peft:
     type: str = setting("lora")
     r: int = setting(8)
+    options: dict[str, Any] = setting(factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def maypole(capsys):
 def test_a_command_gets_its_flags_and_shows_its_result(maypole):
     code, out, err = maypole("train sft --data a.jsonl b.parquet --mix 3 1 --peft.r 4 --out o")
     assert code == 0
-    assert Path("o/seen.txt").read_text() == "(('a.jsonl', 'b.parquet'), (3.0, 1.0), Peft(type='lora', r=4))"
+    assert Path("o/seen.txt").read_text() == "(('a.jsonl', 'b.parquet'), (3.0, 1.0), Peft(type='lora', r=4, options={}))"
     assert out.split() == ["loss", "1.5", "result", "o"]
     assert err == "train: 2 steps\ntrain: 2 steps in 0:00\n"
 
@@ -86,6 +86,7 @@ def test_a_missed_aim_exits_1(maypole):
             "train sft --data a --out o --learning-rate -1",
             "--learning-rate: -1.0 does not work\n  hint: accepted: a num",
         ),
+        ("train sft --data a --out o --seed 1.5", "--seed: 1.5 does not work\n  hint: accepted: a whole number"),
         ("train sft --data a", "--out: is required"),
         ("train sft --out o", "--data"),
         ("train sft --data a --learning-rte 1", "--learning-rte"),
@@ -150,8 +151,16 @@ def test_an_interrupt_exits_130_and_prints_the_command_that_continues(maypole):
 def test_a_config_file_fills_flags_and_the_command_line_goes_first(maypole):
     Path("c.yaml").write_text("data: [x, y]\nlearning_rate: 0.5\npeft:\n  r: 2\nout: o\n")
     assert maypole("train sft --config c.yaml --data z")[0] == 0
-    assert Path("o/seen.txt").read_text() == "(('z',), (), Peft(type='lora', r=2))"
+    assert Path("o/seen.txt").read_text() == "(('z',), (), Peft(type='lora', r=2, options={}))"
     assert Artifact.load("o").manifest["config"]["learning_rate"] == 0.5
+
+
+def test_an_open_mapping_may_hold_mappings_in_a_file_and_on_the_command_line(maypole):
+    Path("c.yaml").write_text("data: [x]\nout: o\npeft:\n  options:\n    rank: {q: 4, k: 2}\n    rs: true\n")
+    assert maypole("train sft --config c.yaml")[0] == 0
+    assert Artifact.load("o").manifest["config"]["peft"]["options"] == {"rank": {"q": 4, "k": 2}, "rs": True}
+    assert maypole('train sft --data x --out p --peft.options.rank {"q":4,"k":2} --peft.options.rs true')[0] == 0
+    assert Artifact.load("p").key == Artifact.load("o").key
 
 
 def test_the_config_that_a_result_keeps_makes_it_again(maypole):
