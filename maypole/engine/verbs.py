@@ -235,7 +235,11 @@ def _in_chunks(
 
 
 def _opened(kind: str, config: Any) -> Artifact:
-    return Artifact.open(config.out, kind=kind, config=config, seed=config.seed, force=config.force)
+    from maypole.models.hub import commits
+
+    return Artifact.open(
+        config.out, kind=kind, config=config, inputs=commits(config), seed=config.seed, force=config.force
+    )
 
 
 def _rows(sources: Sequence[str]) -> Iterator[Mapping[str, Any]]:

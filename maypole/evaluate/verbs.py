@@ -294,7 +294,11 @@ def _run(kind: str, config: EvaluateOptions, row_type: "RowType | None", measure
         return DryRun(rows_kept=count, files=("report.json", "items.jsonl") if config.out else ())
     if config.out is None:
         return measure()[0]
-    with Artifact.open(config.out, kind=kind, config=config, seed=config.seed, force=config.force) as artifact:
+    from maypole.models.hub import commits
+
+    with Artifact.open(
+        config.out, kind=kind, config=config, inputs=commits(config), seed=config.seed, force=config.force
+    ) as artifact:
         if artifact.finished:
             return artifact
         report, items = measure()

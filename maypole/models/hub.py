@@ -52,3 +52,14 @@ def local(name: str | Path, *, revision: str | None = None, code: bool = False) 
 def is_hub_id(name: str) -> bool:
     """Whether `name` names nothing on this disk."""
     return not Path(name).exists()
+
+
+def commits(options: object) -> dict[str, str]:
+    """What the hub ids among `options`' models and adapters name now, as inputs of a result: branches move on."""
+    found = {}
+    for field in ("model", "adapter", "against", "against_adapter"):
+        name = getattr(options, field, None)
+        if name is not None and name.count("/") == 1 and is_hub_id(name):
+            revision = getattr(options, "revision", None) if field == "model" else None
+            found[f"{field}_commit"] = local(name, revision=revision).name
+    return found

@@ -135,9 +135,12 @@ def merge(config: MergeOptions) -> Artifact | DryRun:
             files=("config.json", "model.safetensors", "tokenizer.json", "README.md"),
         )
     from maypole.models.adapters import merged
+    from maypole.models.hub import commits
     from maypole.models.saving import save
 
-    with Artifact.open(config.out, kind="merge", config=config, seed=config.seed, force=config.force) as artifact:
+    with Artifact.open(
+        config.out, kind="merge", config=config, inputs=commits(config), seed=config.seed, force=config.force
+    ) as artifact:
         if artifact.finished:
             return artifact
         lm = merged(_load(config))

@@ -96,7 +96,11 @@ def pretrain(config: PretrainOptions) -> Artifact | DryRun:
 def _train(kind: str, config: TrainOptions, objective: "Objective") -> Artifact | DryRun:
     if config.dry_run:
         return _plan(kind, config, objective)
-    with Artifact.open(config.out, kind=kind, config=config, seed=config.seed, force=config.force) as artifact:
+    from maypole.models.hub import commits
+
+    with Artifact.open(
+        config.out, kind=kind, config=config, inputs=commits(config), seed=config.seed, force=config.force
+    ) as artifact:
         if artifact.finished:
             return artifact
         from maypole.data import read
@@ -112,7 +116,11 @@ def _train(kind: str, config: TrainOptions, objective: "Objective") -> Artifact 
 
 
 def _plan(kind: str, config: TrainOptions, objective: "Objective") -> DryRun:
-    found = Artifact.find(config.out, kind=kind, config=config, seed=config.seed, force=config.force)
+    from maypole.models.hub import commits
+
+    found = Artifact.find(
+        config.out, kind=kind, config=config, inputs=commits(config), seed=config.seed, force=config.force
+    )
     if found is not None and found.finished:
         return DryRun(steps=0, reuses=(str(found.path),))
     from datasets import Dataset

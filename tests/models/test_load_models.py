@@ -9,9 +9,11 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import maypole.models as public
+from maypole.core.config import ModelOptions
 from maypole.core.errors import ConfigError, UnsupportedCapability
 from maypole.core.identity import identity
 from maypole.models import LanguageModel, PeftMethod, PeftOptions, create, load, loading, new_adapter, save
+from maypole.models.hub import commits
 from tests.models.conftest import logits
 from tests.tiny_models import config_of
 
@@ -149,6 +151,8 @@ def test_a_hub_id_is_read_from_the_hub_s_cache_and_known_by_its_commit(make, tmp
     named = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert named == "owner/tiny"
     assert load(tmp_path / "adapter").name == "owner/tiny"
+    options = ModelOptions(model="owner/tiny", adapter=str(tmp_path / "adapter"))
+    assert commits(options) == {"model_commit": commit}
 
 
 def test_code_beside_a_checkpoint_runs_only_when_asked(make, tmp_path):
