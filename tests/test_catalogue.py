@@ -41,7 +41,7 @@ def test_built_systems_have_entry_command_claim_and_page():
 
 
 def test_a_system_that_is_not_there_is_found_out():
-    nowhere = catalogue.System("none", "None", "0000.00000", "curate", "maypole.curate.none:run", "curate none")
+    nowhere = catalogue.System("none", "None", "0000.00000", "curate", "maypole.curate.none:run", "curate none", "-")
     assert missing(nowhere) == ["entry maypole.curate.none:run", "command curate none", "claim", "docs page"]
 
 
