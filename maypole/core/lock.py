@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -17,10 +18,11 @@ class DirectoryLock:
         self.directory, self._file = directory, file
 
     @classmethod
-    def take(cls, directory: Path) -> "DirectoryLock":
+    def take(cls, directory: Path, *, waiting: Callable[[str], None] | None = None) -> "DirectoryLock":
         """Lock `directory`, made where it is missing.
 
-        ArtifactError names the process that holds it already, or says why nothing can be written there.
+        ArtifactError names the process that holds it already, or says why nothing can be written there. With `waiting`
+        that process is waited for, after `waiting` was told its id.
         """
         while True:
             try:
@@ -39,12 +41,15 @@ class DirectoryLock:
             except BlockingIOError as error:
                 file.seek(0)
                 holder = file.read().strip()
-                file.close()
-                raise ArtifactError(
-                    "another process is working on it" + (f" (pid {holder})" if holder else ""),
-                    str(directory),
-                    "wait for it to end, or name another --out",
-                ) from error
+                if waiting is None:
+                    file.close()
+                    raise ArtifactError(
+                        "another process is working on it" + (f" (pid {holder})" if holder else ""),
+                        str(directory),
+                        "wait for it to end, or name another --out",
+                    ) from error
+                waiting(holder)
+                fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:
                 file.close()
                 raise

@@ -3,12 +3,19 @@
 Knows nothing about how a checkpoint was made.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pydoc_data.topics import topics
+from typing import Any
 
+from maypole.core.manifest import versions
 from maypole.engine.engine import Engine
 from maypole.engine.request import Request, Sampling
+from maypole.evaluate.perplexity import perplexity
 from maypole.models.language_model import LanguageModel
+from maypole.village.draws import Draws
+from maypole.village.figures import Figures
 from maypole.village.instruct import BASE_NAMES, HELD_OUT_TASKS
 from maypole.village.measures import (
     MAX_NEW_TOKENS,
@@ -22,10 +29,14 @@ from maypole.village.measures import (
     score,
     task_questions,
 )
+from maypole.village.render import render
+from maypole.village.web import DOMAINS
 from maypole.village.world import World
 
 HELD_OUT = tuple(task.name for task in HELD_OUT_TASKS)
 LOOKUP = ("who", "read", "after")
+UNSEEN = 1
+"""Seed of the documents whose perplexity is measured: no recipe draws from it."""
 
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("facts, trained wording", ("attribute/trained",)),
@@ -88,8 +99,56 @@ def asked(count: int) -> list[Question]:
 
 def examine(lm: LanguageModel, count: int = 100) -> list[Line]:
     """The lines of the card."""
+    return _lines(*_marks(lm, count))
+
+
+def figures(lm: LanguageModel, name: str, manifest: Mapping[str, Any], count: int = 100) -> Figures:
+    """All that is measured of a checkpoint; `manifest` tells what training it took, and may be empty."""
+    scores, guesses = _marks(lm, count)
+    lines = _lines(scores, guesses)
+    tasks = [*BASE_NAMES, *HELD_OUT]
+    trained = manifest.get("metrics", {})
+    return Figures(
+        name=name,
+        family=lm.transformer.config.model_type,
+        parameters=sum(p.numel() for p in lm.model.parameters()),
+        vocabulary=len(lm.tokenizer),
+        tokens=trained.get("tokens"),
+        steps=trained.get("steps"),
+        wall_seconds=manifest.get("wall_seconds"),
+        cpu_seconds=manifest.get("cpu_seconds"),
+        questions=count,
+        knowledge={line.measure: line.score for line in lines},
+        tasks={task: scores[f"task/{task}"] for task in tasks},
+        chance={line.measure: line.chance for line in lines} | {task: guesses[f"task/{task}"] for task in tasks},
+        perplexity=perplexities(lm, count),
+        versions=versions(),
+    )
+
+
+def perplexities(lm: LanguageModel, count: int = 100) -> dict[str, float]:
+    """Of a token of `count` documents of each kind that no training draws, and of Python's documentation, by itself
+    and in bits per byte, which alone compares vocabularies."""
+    world = World(0)
+    kinds = {name: [draw(world, Draws(UNSEEN, "web", name, i)) for i in range(count)] for name, draw in DOMAINS.items()}
+    kinds |= {name: [row["text"] for row in render(world, name, count, UNSEEN)] for name in ("story", "ledger")}
+    documentation = [text for _, text in sorted(topics.items())][:count]
+    engine = Engine(lm)
+    try:
+        found = {name: perplexity(engine, texts).perplexity for name, texts in kinds.items()}
+        read = perplexity(engine, documentation)
+    finally:
+        engine.close()
+    bits = float(read.nll.sum()) / math.log(2) / sum(len(text.encode()) for text in documentation)
+    return found | {"Python's documentation": read.perplexity, "the same, bits per byte": bits}
+
+
+def _marks(lm: LanguageModel, count: int) -> tuple[dict[str, float], dict[str, float]]:
     questions = asked(count)
-    scores, guesses = score(questions, answers(lm, [q.prompt for q in questions])), chances(questions)
+    return score(questions, answers(lm, [q.prompt for q in questions])), chances(questions)
+
+
+def _lines(scores: dict[str, float], guesses: dict[str, float]) -> list[Line]:
     return [Line(name, _mean(scores, groups), _mean(guesses, groups)) for name, groups in ROWS]
 
 

@@ -1,16 +1,26 @@
 import json
+import os
 import re
+import threading
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from maypole.core.artifact import Artifact
 from maypole.core.errors import UserError
+from maypole.core.lock import DirectoryLock
+from maypole.models.block_views import blocks
 from maypole.village import zoo
-from maypole.village.examine import ROWS, answers, asked, examine
+from maypole.village.blank import Init, blank
+from maypole.village.examine import ROWS, answers, asked, examine, figures
+from maypole.village.figures import Figures, table
 from maypole.village.instruct import BASE_NAMES
 from maypole.village.measures import recall_questions, score, task_mean, task_questions
 from maypole.village.names import VALUES
+from maypole.village.pretraining import dataset
+from maypole.village.recipes import RECIPES, Recipe, VillageMix, content
 from maypole.village.world import World
 
 SHIPPED = sorted(path.name for path in zoo.SHIPPED.iterdir())
@@ -83,29 +93,131 @@ def test_the_lines_of_the_card_cover_questions_that_are_asked():
     assert {g for _, wanted in ROWS for g in wanted} <= groups
 
 
+TINY = {
+    "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "intermediate_size": 32, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def recipe(name="tiny", **changed):
+    material = VillageMix(tokens=3000, phase1_tokens=1000, vocab_size=1024)
+    fields = {"model": TINY, "material": material, "learning_rate": 1e-3, "examples_per_step": 16}
+    return Recipe(name=name, **fields | changed)
+
+
 def test_an_examination_of_a_blank_model_scores_nothing():
-    recipe = zoo.Recipe(
-        name="blank", hidden_size=32, layers=1, heads=2, kv_heads=1, intermediate_size=32, vocab_size=2048,
-        learning_rate=1e-3, examples_per_step=8, tokens=1000,
-    )  # fmt: skip
-    lines = examine(zoo.blank(recipe, zoo.load_zoo("village-1M").tokenizer), 2)
+    lines = examine(blank(TINY, Init(), zoo.load_zoo("village-1M").tokenizer, 0, "blank"), 2)
     assert [line.measure for line in lines] == [measure for measure, _ in ROWS]
     assert max(line.score for line in lines if "facts" in line.measure) <= 0.5
 
 
 def test_a_recipe_makes_a_checkpoint_that_loads_by_name_of_its_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
-    recipe = zoo.Recipe(
-        name="tiny", hidden_size=32, layers=1, heads=2, kv_heads=1, intermediate_size=32, vocab_size=1024,
-        learning_rate=1e-3, examples_per_step=16, tokens=3000, phase1_tokens=1000,
-    )  # fmt: skip
-    first = zoo.make(recipe, tmp_path / "a")
-    again = zoo.make(recipe, tmp_path / "b")
+    monkeypatch.setattr(zoo, "EXAMINED", 1)
+    first = zoo.make(recipe(), tmp_path / "a")
+    again = zoo.make(recipe(), tmp_path / "b")
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
     assert first.key == again.key
     assert json.loads((tmp_path / "a" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert "8 tasks never seen" in (tmp_path / "a" / "README.md").read_text()
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A material of another world: "a b" again and again."""
+
+    count: int
+
+    def tokenizer(self):
+        return zoo.load_zoo("village-1M").tokenizer
+
+    def documents(self, tokenizer, seed):
+        ids = [tokenizer.bos_token_id, *tokenizer.encode(" a b" * 10, add_special_tokens=False)]
+        for _ in range(self.count):
+            yield {"kind": "letters", "ids": ids, "weights": [0.0] + [1.0] * (len(ids) - 1)}
+
+
+@pytest.fixture
+def letters(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path))
+    return recipe("letters", material=Letters(64), init=Init(embeddings=0.5))
+
+
+def test_a_recipe_is_made_at_its_first_use_and_then_at_hand(letters, capsys, monkeypatch):
+    lm = zoo.load_zoo(letters, dtype="float32")
+    assert "letters does not come with the package: it is trained once now" in capsys.readouterr().err
+    monkeypatch.setattr(zoo, "make", None)
+    again = zoo.load_zoo(letters, dtype="float32")
+    assert lm.fingerprint == again.fingerprint
+    assert capsys.readouterr().err == ""
+
+
+def test_what_decides_a_checkpoint_decides_where_it_lies(letters):
+    others = [letters, replace(letters, seed=1), replace(letters, init=Init()), replace(letters, material=Letters(65))]
+    assert len({content(other) for other in others}) == 4
+    assert content(replace(letters, material=Letters(64))) == content(letters)
+
+
+def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(letters, tmp_path, monkeypatch):
+    whole = zoo.make(letters, tmp_path / "whole")
+    save = zoo.save_result
+    monkeypatch.setattr(zoo, "save_result", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        zoo.place(letters)
+    monkeypatch.setattr(zoo, "save_result", save)
+    weights = [(made / "model.safetensors").read_bytes() for made in (whole.path, zoo.place(letters))]
+    assert weights[0] == weights[1]
+    assert Artifact.load(zoo.place(letters)).key == whole.key
+
+
+def test_a_second_process_waits_for_the_one_that_trains(letters, tmp_path, monkeypatch):
+    folder = tmp_path / "zoo" / f"letters-{content(letters)[:12]}"
+    lock, told, said, found = DirectoryLock.take(folder), threading.Event(), [], []
+    monkeypatch.setattr(zoo, "say", lambda text: (said.append(text), told.set()))
+    second = threading.Thread(target=lambda: found.append(zoo.place(letters)))
+    second.start()
+    assert told.wait(60)
+    (folder / "letters").mkdir()  # the first one is done
+    lock.release()
+    second.join(60)
+    assert found == [folder / "letters"]
+    assert said == [f"letters is being trained by process {os.getpid()}: waiting until it is done"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_starts_at_the_scales_that_learn(name):
+    made = RECIPES[name]
+    lm = blank(made.model, made.init, zoo.load_zoo("village-1M").tokenizer, 0, name)
+    view, width = blocks(lm.model), made.model["hidden_size"]
+    assert view.embeddings.weight.std().item() == pytest.approx(made.init.embeddings * width**-0.5, rel=0.02)
+    for block in view:
+        assert block.k.weight.std().item() == pytest.approx(0.6 * width**-0.5, rel=0.05)
+        assert block.down.weight.std().item() == pytest.approx(
+            0.6 * (block.down.weight.shape[1] * 2 * len(view)) ** -0.5, rel=0.05
+        )
+
+
+def test_rows_are_what_they_say():
+    documents = [{"kind": "x", "ids": [1, 2, 3], "weights": [0.0, 1.0, 1.0]}] * 2
+    made = dataset(iter(documents))
+    assert made[1] == {"ids": [1, 2, 3], "weights": [0.0, 1.0, 1.0]}
+    same, shifted = dataset(iter(documents)), dataset(iter([{**documents[0], "ids": [1, 2, 4]}] * 2))
+    assert made._fingerprint == same._fingerprint != shifted._fingerprint
+
+
+def test_figures_are_stored_and_shown_side_by_side(tmp_path, small):
+    found = figures(small, "village-1M", {"metrics": {"tokens": 3_300_000, "steps": 10}, "cpu_seconds": 350.4}, 2)
+    found.write(tmp_path)
+    other = replace(found, name="village-0.3M", parameters=344_640, cpu_seconds=None)
+    assert Figures.read(tmp_path / "village-1M.json") == found
+    shown = table([found, other])
+    assert "| checkpoint | 0.3M | 1M |" in shown
+    assert "| seconds of one core |  | 350 |" in shown
+    assert f"| wiki | {found.perplexity['wiki']:.1f} |" in shown
+    assert f"| facts, trained wording | {found.chance['facts, trained wording']:.2f} | 1.00 | 1.00 |" in shown
+    assert "| who | 0.34 |" in shown
 
 
 def test_an_unknown_name_is_answered_with_those_there_are():
-    with pytest.raises(UserError, match="village-4M-prose"):
+    with pytest.raises(UserError, match=r"village-0\.3M, village-1M, village-4M"):
         zoo.load_zoo("village-9B")
