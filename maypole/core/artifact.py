@@ -87,6 +87,9 @@ class Artifact:
     ) -> "Artifact":
         """Start, continue or find the result at `out`.
 
+        Returns the finished result at once when it is there already. ArtifactError when `out` is in use by another
+        process, holds another result, or cannot be written.
+
         Parameters
         ----------
         config
@@ -95,9 +98,6 @@ class Artifact:
             Name -> path, artifact or live object (see `core.identity.identity`).
         force
             Take the place of a result, or of unfinished work, that another command left at `out`.
-
-        Returns the finished result at once when it is there already. ArtifactError when `out` is in use by another
-        process, holds another result, or cannot be written.
         """
         out = Path(os.path.normpath(out))
         document = manifests.describe(out, kind, config, inputs or {}, seed)

@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, redirect_stdout
@@ -26,7 +25,7 @@ from typing import Any
 
 from maypole.core.artifact import Artifact
 from maypole.core.atomic import fsync_directory, fsync_file, write_atomic
-from maypole.core.errors import ConfigError, MaypoleError, MissingExtra
+from maypole.core.errors import ConfigError, MaypoleError, MissingExtra, portable
 from maypole.core.identity import digest, identity
 from maypole.core.progress import track
 
@@ -61,15 +60,19 @@ def map_shards(
 ) -> list[Any]:
     """Make the file of every shard in the open artifact `out`; the functions' results in the order of the shards.
 
+    What a function raises is raised here. MaypoleError where a worker's process died.
+
     Parameters
     ----------
-    setup, function: with several workers or Ray they and the shards are pickled, so module-level functions or partials.
-    shards: the file's path inside `out` -> the shard. A file made before is kept if the keys of `out` and of the shard
+    setup, function
+        With several workers or Ray they and the shards are pickled, so module-level functions or partials.
+    shards
+        The file's path inside `out` -> the shard. A file made before is kept if the keys of `out` and of the shard
         (its `core.identity`) are those it was made with.
-    workers: 1 works in this process, on its own memory.
-    ray: "local", or the address of a cluster whose nodes see `out` at the same path.
-
-    What a function raises is raised here. MaypoleError where a worker's process died.
+    workers
+        1 works in this process, on its own memory.
+    ray
+        "local", or the address of a cluster whose nodes see `out` at the same path.
     """
     if workers < 1:
         raise ConfigError("workers", workers, "a whole number above 0")
@@ -194,7 +197,7 @@ def _serve(connection: Connection, parent: int, threads: int) -> None:
             worker = worker or _Worker(*pickle.loads(given))
             answer = worker.run(job)
         except BaseException as error:
-            answer = None, _portable(error)
+            answer = None, portable(error, "in a worker")
         connection.send(answer)
 
 
@@ -217,17 +220,7 @@ class _Worker:
         try:
             return _write(self._function, self._state, job), None
         except Exception as error:
-            return None, _portable(error)
-
-
-def _portable(error: BaseException) -> BaseException:
-    """`error` as it can be sent to another process, with the traceback as a note."""
-    error.add_note("in a worker:\n" + "".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError("".join(traceback.format_exception(error)))
-    return error
+            return None, portable(error, "in a worker")
 
 
 def _died(name: str, how: str) -> MaypoleError:

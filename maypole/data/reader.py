@@ -56,15 +56,18 @@ def read(
 ) -> "Dataset":
     """All rows of `source` as a map-style, memory-mapped Dataset with at least the columns of `row_type`.
 
-    Parameters
-    ----------
-    source: a file (JSONL, JSON, CSV, Parquet, text, Markdown), a folder of them, a `datasets` directory, a hub id
-        ``owner/name[:config][#split]``, a Dataset, or several of these, one after the other or mixed by `mix`.
-    columns: our name -> the source's name, e.g. ``{"text": "body"}``. Other columns travel along.
-    mix: one weight per source, the expected share of rows (see `maypole.data.mix`), drawn by `seed`.
-
     The Dataset's fingerprint is the hash of the sources' contents, row type, columns and mix, under which the rows lie
     in the cache. Raises DataError at the first wrong row, and for a source without rows.
+
+    Parameters
+    ----------
+    source
+        A file (JSONL, JSON, CSV, Parquet, text, Markdown), a folder of them, a `datasets` directory, a hub id
+        ``owner/name[:config][#split]``, a Dataset, or several of these, one after the other or mixed by `mix`.
+    columns
+        Our name -> the source's name, e.g. ``{"text": "body"}``. Other columns travel along.
+    mix
+        One weight per source, the expected share of rows (see `maypole.data.mix`), drawn by `seed`.
     """
     from datasets import Dataset
     from datasets.table import MemoryMappedTable

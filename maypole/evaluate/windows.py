@@ -21,14 +21,17 @@ class Window:
 def windows(ids: Sequence[int], max_length: int, *, overlap: int = 0, bos: int | None = None) -> list[Window]:
     """Cut a document so that no window has more than `max_length` ids.
 
+    Raises ConfigError where a window would have no room for tokens of its own.
+
     Parameters
     ----------
-    ids: the document, with or without a leading `bos`.
-    overlap: how many tokens before its own a window reads as context only.
-    bos: put in front of every window, where it predicts the first token. Without one the document's first token has
+    ids
+        The document, with or without a leading `bos`.
+    overlap
+        How many tokens before its own a window reads as context only.
+    bos
+        Put in front of every window, where it predicts the first token. Without one the document's first token has
         nothing before it and is the only one never scored, and `overlap` is at least 1.
-
-    Raises ConfigError where a window would have no room for tokens of its own.
     """
     tokens = list(ids)
     lead = [] if bos is None else [bos]

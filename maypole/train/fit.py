@@ -51,6 +51,9 @@ def fit(
 ) -> Artifact:
     """Train `lm` in place and write what transformers or peft loads.
 
+    The same call on the same `out` continues an interrupted run and ends with the weights of an uninterrupted one
+    (equal threads and device); a finished one is loaded into `lm`. UserError says what in rows or config cannot work.
+
     Parameters
     ----------
     rows
@@ -61,9 +64,6 @@ def fit(
     reference
         A frozen model for objectives that need its log-probs; a view of the same module (``lm.with_adapter(None)``)
         costs no memory.
-
-    The same call on the same `out` continues an interrupted run and ends with the weights of an uninterrupted one
-    (equal threads and device); a finished one is loaded into `lm`. UserError says what in rows or config cannot work.
     """
     if isinstance(out, Artifact):
         if out.finished:
