@@ -3,6 +3,8 @@
 A `UserError` ends a command with exit code 2 and no traceback; anything else is our own fault (exit code 3).
 """
 
+import pickle
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,16 @@ class RemoteError(MaypoleError):
     def __init__(self, what: str, *, retryable: bool) -> None:
         self.retryable = retryable
         super().__init__(what)
+
+
+def portable(error: BaseException, where: str) -> BaseException:
+    """`error` as it can be sent to another process, with the traceback, which says `where` it was, as a note."""
+    error.add_note(f"{where}:\n" + "".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error
 
 
 def _restored(kind: type[MaypoleError], args: tuple[Any, ...], state: dict[str, Any]) -> MaypoleError:
