@@ -13,6 +13,11 @@ COMMANDS: Table = {
         "maypole.claims.verbs:claim",
         "Check a system's claim: run its experiment and compare with the paper.",
     ),
+    ("curate", "score"): (
+        "maypole.curate.verbs:score",
+        "Score every document of a corpus by how surprised a small reference model is.",
+    ),
+    ("curate", "prune"): ("maypole.curate.verbs:prune", "Keep the documents of low, medium or high perplexity."),
     ("engine", "generate"): ("maypole.engine.verbs:generate", "Continue prompts with a model."),
     ("engine", "score"): ("maypole.engine.verbs:score", "Score continuations: how likely a model finds them."),
     ("engine", "embed"): ("maypole.engine.verbs:embed", "Turn texts into vectors."),

@@ -127,6 +127,14 @@ def documents(shard: Shard, columns: Columns) -> Iterator[list[Document]]:
         yield batch
 
 
+def count_rows(shard: Shard) -> int:
+    """How many rows a shard has; JSON lines are read for it, though not understood."""
+    if _is_parquet(shard.path):
+        with _readable(shard.path), pq.ParquetFile(shard.path) as file:
+            return file.metadata.num_rows
+    return sum(1 for _ in jsonl.raw_lines(shard.path, str(shard.path)))
+
+
 def unusable(text: str) -> str | None:
     """Why no model can read a text: there is nothing in it, or half a surrogate pair, as JSON can write; else None."""
     if not text.strip():

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maypole.core.errors import UnsupportedModel
+from maypole.core.errors import UnsupportedModel, UserError
 from maypole.models.attention import attention_plan, causal_lm, packed_execution
 from maypole.models.block_views import base_model
 from maypole.models.head import head_of
@@ -49,6 +49,9 @@ def self_test(model: nn.Module) -> None:
             packed = head_of(model).logits(hidden)
     finally:
         model.train(training)
+    if plain.isnan().any():
+        what = f"this {lm.config.model_type} model answers with logits that are not numbers"
+        raise UserError(what, str(lm.config.name_or_path), "weights that did not diverge when they were trained")
     wide = next(lm.parameters()).dtype in (torch.float32, torch.float64)
     error = float((packed - plain).abs().max() / plain.abs().max().clamp_min(1e-6))
     if not error <= (1e-4 if wide else 5e-2):

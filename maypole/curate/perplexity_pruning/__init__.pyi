@@ -1,7 +1,7 @@
 from .pruning import prune as prune
 from .reference import train_reference as train_reference
+from .scores import Reading as Reading
 from .scores import Scores as Scores
-from .scoring import Reading as Reading
 from .scoring import score as score
 from .selection import Selection as Selection
 from .selection import select as select

@@ -34,11 +34,11 @@ def train_reference(lm: LanguageModel, corpus: Corpus, read: Read, config: Train
         _write_split(corpus, read, path)
     rows = read_rows(path, TEXT)
     seed = derive(read.seed, NAME)
-    child = out.child(NAME, kind="pretrain", config=config, inputs={"model": lm, "rows": rows}, seed=seed)
-    fit(lm, rows, LanguageModeling(), config, out=child, seed=seed)
-    if not child.finished:
-        save_result(lm, child, child.manifest["metrics"])
-        child.finish()
+    with out.child(NAME, kind="pretrain", config=config, inputs={"model": lm, "rows": rows}, seed=seed) as child:
+        fit(lm, rows, LanguageModeling(), config, out=child, seed=seed)
+        if not child.finished:
+            save_result(lm, child, child.manifest["metrics"])
+            child.finish()
     return child
 
 

@@ -122,12 +122,7 @@ def report(
 ) -> dict[str, Any]:
     """The document report.json; `found` is what each shard counted."""
     tally = Tally.total(wanted, (one["tally"] for one in found))
-    dropped: Counter[str] = Counter()
-    for origin in scores.origins:
-        dropped.update(origin.dropped)
     documents, tokens, kept, kept_tokens = tally.counts.sum(axis=0).tolist()
-    if wrong := scores.rows - dropped.total() - documents:
-        dropped[NOT_A_NUMBER] = wrong
     samples = sorted((s for one in found for s in one["samples"]), key=lambda sample: sample["percentile"])
     return {
         "criterion": selection.criterion,
@@ -137,7 +132,7 @@ def report(
         "reference": scores.origins[0].model,
         "documents": {"read": scores.rows, "scored": documents, "kept": kept},
         "tokens": {"scored": tokens, "kept": kept_tokens},
-        "dropped": dict(dropped),
+        "dropped": without_score(scores, documents),
         "longer_than_context": sum(origin.cut for origin in scores.origins),
         "column_layouts": corpus.layouts,
         "bands": [
@@ -154,14 +149,24 @@ def report(
     }
 
 
-def metrics(document: Mapping[str, Any]) -> dict[str, int | float]:
+def without_score(scores: Scores, usable: int) -> dict[str, int]:
+    """Reason -> how many documents no selection can keep; `usable` others can be."""
+    dropped: Counter[str] = Counter()
+    for origin in scores.origins:
+        dropped.update(origin.dropped)
+    if wrong := scores.rows - dropped.total() - usable:
+        dropped[NOT_A_NUMBER] = wrong
+    return dict(dropped)
+
+
+def metrics(document: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers for the manifest."""
     return {
         "documents": document["documents"]["scored"],
         "kept_documents": document["documents"]["kept"],
         "tokens": document["tokens"]["scored"],
         "kept_tokens": document["tokens"]["kept"],
-        "dropped": sum(document["dropped"].values()),
+        "dropped": document["dropped"],
         "median_nll": document["percentiles"]["50"],
     }
 

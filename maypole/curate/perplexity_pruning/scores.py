@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from maypole.core.artifact import Artifact
-from maypole.core.errors import DataError, UserError
+from maypole.core.errors import ConfigError, DataError, UserError
 
 KIND = "scores"
 SCHEMA = pa.schema(
@@ -31,6 +31,21 @@ SCHEMA = pa.schema(
 )
 ROWS_A_GROUP = 1 << 16
 _METADATA = b"maypole"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How documents are read: windows of `max_length` tokens (None: the model's context), of each document the first
+    `max_tokens` (None: all)."""
+
+    max_length: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise ConfigError(name, value, "2 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ Knows nothing about which documents are kept.
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from maypole.core.identity import identity
 from maypole.core.progress import tell
 from maypole.core.shards import map_shards
 from maypole.curate.corpus import Corpus, Document, Shard, documents, unusable
-from maypole.curate.perplexity_pruning.scores import KIND, Origin, Scored, ScoreWriter, file_name
+from maypole.curate.perplexity_pruning.scores import KIND, Origin, Reading, Scored, ScoreWriter, file_name
 from maypole.curate.perplexity_pruning.split import Read
 from maypole.engine import Engine, EngineConfig
 from maypole.evaluate.perplexity import context, document_nll
@@ -31,21 +32,6 @@ NOT_A_NUMBER = "score is not a number"
 REPORT = "report.json"
 
 Loader = Callable[[], LanguageModel]
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How documents are read: windows of `max_length` tokens (None: the model's context), of each document the first
-    `max_tokens` (None: all)."""
-
-    max_length: int | None = None
-    max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_length", "max_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise ConfigError(name, value, "2 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +81,13 @@ def score(
     found = map_shards(setup, _score_shard, shards, out=out, title="score", workers=workers, ray=ray)
     report = _report(corpus, found)
     if not report["scored"]:
+        for name in shards:  # nothing is left that a better corpus would find in its way
+            (out.path / name).unlink()
+        shutil.rmtree(out.checkpoints)
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in report["dropped"].items())
         raise UserError(f"none of {report['documents']:,} documents has a score ({reasons})", str(out.out))
     write_atomic(out.path / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    return out.finish({name: value for name, value in report.items() if isinstance(value, int | float)})
+    return out.finish(report)
 
 
 def _key(read: Read) -> tuple[Any, ...]:
@@ -123,13 +112,8 @@ def _score_shard(scorer: _Scorer, shard: Shard, path: Path) -> dict[str, Any]:
     nll = 0.0
     with ScoreWriter(path, shard.index) as file:
         for batch in documents(shard, scorer.corpus.columns):
-            kept = _readable(batch, scorer.read, dropped)
-            found = document_nll(
-                scorer.engine,
-                [document.text for document in kept],
-                max_length=window,
-                max_tokens=scorer.reading.max_tokens,
-            )
+            kept = readable(batch, scorer.read, dropped)
+            found = _nll(scorer, kept)
             scored = [Scored(d.id, d.row, count, total, d.domain) for d, (total, count) in zip(kept, found) if count]
             file.write(scored)
             dropped[NOTHING_SCORED] += len(kept) - len(scored)
@@ -153,7 +137,19 @@ def _score_shard(scorer: _Scorer, shard: Shard, path: Path) -> dict[str, Any]:
     return {"rows": rows, "scored": scored, "tokens": tokens, "nll": nll, "cut": cut, "nan": wrong, "dropped": left_out}
 
 
-def _readable(batch: Sequence[Document], read: Read, dropped: Counter[str]) -> list[Document]:
+def _nll(scorer: _Scorer, batch: Sequence[Document]) -> list[tuple[float, int]]:
+    """(nll, tokens) of each document. One that overflows takes those along that are computed with it, for zero times
+    infinity is not zero: such are computed again, alone."""
+    reading = scorer.reading
+
+    def nll(texts: Sequence[str]) -> list[tuple[float, int]]:
+        return document_nll(scorer.engine, texts, max_length=reading.max_length, max_tokens=reading.max_tokens)
+
+    found = nll([document.text for document in batch])
+    return [one if math.isfinite(one[0]) else nll([d.text])[0] for d, one in zip(batch, found)]
+
+
+def readable(batch: Sequence[Document], read: Read, dropped: Counter[str]) -> list[Document]:
     """The documents to score; why the others are not is counted."""
     kept: list[Document] = []
     for document, reason in zip(batch, read.reasons([document.id for document in batch])):

@@ -68,6 +68,15 @@ class Selection:
         return ends[0], ends[1]
 
 
+def check_choice(criterion: str, rate: float, by: str, stratify: str | None) -> None:
+    """ConfigError for a choice that `select` cannot make."""
+    check("criterion", criterion, CRITERIA)
+    check("by", by, UNITS)
+    check("stratify", stratify, STRATA)
+    if not 0 < rate <= 1:
+        raise ConfigError("rate", rate, "above 0, at most 1")
+
+
 def select(
     scores: Scores,
     *,
@@ -87,11 +96,7 @@ def select(
 
     ConfigError for a rate outside (0, 1] and for more domains than can be strata; UserError where no score is a number.
     """
-    check("criterion", criterion, CRITERIA)
-    check("by", by, UNITS)
-    check("stratify", stratify, STRATA)
-    if not 0 < rate <= 1:
-        raise ConfigError("rate", rate, "above 0, at most 1")
+    check_choice(criterion, rate, by, stratify)
     names: dict[str, int] = {}
 
     def rows() -> Iterator[Rows]:
