@@ -29,7 +29,10 @@ lint: setup
 	$(VENV)/bin/lint-imports
 
 docs: setup
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
 	$(PY) docs/render.py
+	$(VENV)/bin/zensical build --strict
+	$(PY) docs/check_site.py site
 
 claims: setup
 	$(VENV)/bin/maypole claim --all
@@ -38,4 +41,4 @@ bench: setup-bench
 	set -e; for script in $$(ls benchmarks/*.py | grep -v side_by_side); do $(PY) $$script --quick; done
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site .cache *.egg-info .pytest_cache .ruff_cache

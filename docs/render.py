@@ -1,71 +1,70 @@
 """Writes the parts of README and docs that derive from the code: nobody types a table of systems twice.
 
-``python docs/render.py`` rewrites them, ``--check`` exits 1 where one is out of date (a test does the same).
+A derived part stands between the lines ``<!-- NAME -->`` and ``<!-- /NAME -->``, or ``<!-- NAME: ARGUMENT -->`` and
+its ``/``, where NAME is one of `MAKERS`; whatever stands around it is written by hand. ``python docs/render.py``
+rewrites them, ``--check`` exits 1 where one is out of date (a test does the same). Knows nothing about what stands in
+them.
 """
 
-import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from maypole import catalogue
+from rendering import commands, files, numbers, reference, systems
 
 ROOT = Path(__file__).parent.parent
-
-
-def systems() -> str:
-    """The table of systems, room by room."""
-    lines = ["| room | system | paper | command | |", "|---|---|---|---|---|"]
-    for room, purpose in catalogue.ROOMS.items():
-        for place, system in enumerate(s for s in catalogue.SYSTEMS if s.room == room):
-            named = f"**{room}** ({purpose})" if not place else ""
-            state = "" if system.built else "planned"
-            title = f"[{system.title}](docs/systems/{system.id}.md)" if system.built else system.title
-            paper = f"[{system.arxiv}]({system.source})"
-            lines.append(f"| {named} | {title} | {paper} | `maypole {system.command}` | {state} |")
-    return "\n".join(lines)
-
-
-def benchmarks() -> str:
-    """A table for each result under benchmarks/results."""
-    parts = []
-    for file in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        found = json.loads(file.read_text())
-        machine = f"{found['machine']['cpu']}, {found['machine']['cores']} cores"
-        parts += [f"## {found['name']}", "", f"`python benchmarks/{found['name']}.py` on {machine}.", ""]
-        parts += ["| case | ours | peer | unit | ratio | target | GB ours / peer |", "|---|---|---|---|---|---|---|"]
-        for case in found["cases"]:
-            memory = " / ".join(f"{size / 1e9:.2f}" for size in case["peak_rss_bytes"].values())
-            target = "" if case["target"] is None else f"{case['target']:g}{'' if case['met'] else ' (missed)'}"
-            peer = f"{case['peer']:,.0f} ({case['peer_name']})"
-            numbers = (case["case"], f"{case['ours']:,.0f}", peer, case["unit"], f"{case['ratio']:.2f}", target, memory)
-            parts.append(f"| {' | '.join(numbers)} |")
-        parts.append("")
-    return "\n".join(parts).rstrip()
-
-
-PARTS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"systems": systems},
-    "docs/performance.md": {"benchmarks": benchmarks},
+PLACES = ("README.md", "mkdocs.yml", "docs/**/*.md", "docs/stylesheets/*.css")
+MAKERS: dict[str, Callable[..., str]] = {
+    "systems": systems.systems,
+    "rooms": systems.rooms,
+    "pole": systems.pole,
+    "navigation": systems.navigation,
+    "commands": commands.commands,
+    "flags": commands.shared,
+    "rows": reference.rows,
+    "shapes": reference.shapes,
+    "config": reference.config,
+    "python": reference.python,
+    "claim": numbers.claim,
+    "claims": numbers.claims,
+    "benchmarks": numbers.benchmarks,
+    "file": files.listing,
+    "contributing": files.contributing,
+    "palette": files.palette,
 }
-"""File -> the name between its markers ``<!-- NAME -->`` and ``<!-- /NAME -->`` -> what stands there."""
+"""The name of a derived part -> what makes it, from its argument if it has one."""
+
+_MARK = re.compile(r"<!-- (?P<name>[a-z]+)(?:: (?P<argument>\S+))? -->")
+
+
+def pages() -> list[str]:
+    """Files that may hold derived parts; a name with _ in front is a template."""
+    found = {p for place in PLACES for p in ROOT.glob(place) if not p.name.startswith("_")}
+    return sorted(p.relative_to(ROOT).as_posix() for p in found)
 
 
 def rendered(name: str) -> str:
-    """The file with its derived parts made anew."""
-    text = (ROOT / name).read_text()
-    for part, make in PARTS[name].items():
-        pattern = re.compile(rf"<!-- {part} -->\n.*?\n<!-- /{part} -->", re.DOTALL)
-        if len(pattern.findall(text)) != 1:
-            raise ValueError(f"{name}: expected the markers of {part!r} once")
-        begin, end = pattern.split(text)
-        text = f"{begin}<!-- {part} -->\n{make()}\n<!-- /{part} -->{end}"
-    return text
+    """The file with its derived parts made anew; ValueError where a part does not end."""
+    return "".join(_lines(name, iter((ROOT / name).read_text().splitlines(keepends=True))))
+
+
+def _lines(name: str, lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        yield line
+        mark = _MARK.search(line)
+        if mark is None or mark["name"] not in MAKERS:
+            continue
+        yield MAKERS[mark["name"]](*filter(None, [mark["argument"]])) + "\n"
+        end = mark[0].replace("<!-- ", "<!-- /")
+        closing = next((later for later in lines if end in later), None)
+        if closing is None:
+            raise ValueError(f"{name}: {mark[0]} has no {end}")
+        yield closing
 
 
 def main() -> int:
-    stale = [name for name in PARTS if rendered(name) != (ROOT / name).read_text()]
+    stale = [name for name in pages() if rendered(name) != (ROOT / name).read_text()]
     if "--check" in sys.argv[1:]:
         print("\n".join(f"{name} is out of date: python docs/render.py" for name in stale), file=sys.stderr)
         return bool(stale)

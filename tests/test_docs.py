@@ -1,23 +1,99 @@
+"""README and docs: what derives from code is up to date, links lead somewhere, commands and snippets run."""
+
+import contextlib
+import io
+import logging
+import os
 import re
+import shlex
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from maypole import catalogue
+from maypole.cli.app import parse
+from maypole.cli.commands import COMMANDS, POLE
+from maypole.cli.main import run
+from maypole.cli.options import split
+from maypole.core.progress import set_quiet
+from tests.docs_workplace import furnish
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
 
+import check_site  # noqa: E402
 import render  # noqa: E402
 
 PLACES = ("*.md", "docs/**/*.md", "benchmarks/*.md")
 PAGES = sorted(page.relative_to(ROOT).as_posix() for place in PLACES for page in ROOT.glob(place))
+SITE = [page for page in PAGES if page.startswith("docs/") and "/_" not in page]
+SYSTEMS = [page for page in SITE if page.startswith("docs/systems/")]
+TEMPLATE = "docs/systems/_template.md"
+FOLLOWED = ["README.md", "docs/start.md", "docs/reference/rows.md", *SYSTEMS]
+"""Pages whose marked blocks are run, and whose other commands are tried with --dry-run where they have it."""
 
 
-@pytest.mark.parametrize("name", render.PARTS)
+@dataclass(frozen=True)
+class Block:
+    """A block of code: its language ("" for commands), its text, and whether `<!-- run -->` stands before it."""
+
+    language: str
+    text: str
+    marked: bool
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of each `maypole ...` line."""
+        lines = self.text.replace("\\\n", " ").splitlines() if self.language in ("", "sh") else []
+        found = (shlex.split(line.removeprefix("$ "), comments=True) for line in lines)
+        return [words[1:] for words in found if words[:1] == ["maypole"]]
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The blocks of code of a page, in order."""
+    pattern = r"^(?P<mark><!-- run -->\n)?```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$"
+    for found in re.finditer(pattern, (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
+        yield Block(found["language"], found["text"], found["mark"] is not None)
+
+
+def headings(page: str) -> list[str]:
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^## (.+)$", text, re.MULTILINE)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A furnished folder to be in; what a command changes in this process is put back."""
+    furnish(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield tmp_path
+    root.handlers, root.level = handlers, level
+    set_quiet(False)
+
+
+@pytest.mark.parametrize("name", render.pages())
 def test_derived_parts_are_up_to_date(name):
     assert render.rendered(name) == (ROOT / name).read_text(), "run: python docs/render.py"
+
+
+def test_every_maker_of_derived_parts_has_its_place():
+    text = "".join((ROOT / name).read_text() for name in render.pages())
+    assert [name for name in render.MAKERS if name != "claim" and not re.search(f"<!-- {name}[: ]", text)] == []
+
+
+def test_a_derived_part_that_does_not_end_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text("<!-- pole -->\nold\n")
+    with pytest.raises(ValueError, match="has no <!-- /pole -->"):
+        render.rendered("page.md")
 
 
 def test_the_readme_lists_every_system():
@@ -25,9 +101,87 @@ def test_the_readme_lists_every_system():
     assert all(f"[{s.arxiv}]" in text for s in catalogue.SYSTEMS)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TEMPLATE])
 def test_links_between_pages_lead_somewhere(page):
     file = ROOT / page
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", file.read_text())
-    missing = [link for link in links if "://" not in link and not (file.parent / link).exists()]
-    assert not missing
+    inside = [link for link in links if "://" not in link]
+    assert [link for link in inside if not (file.parent / link).exists()] == []
+    if page in SITE:
+        out_of_the_site = [link for link in inside if not (file.parent / link).resolve().is_relative_to(ROOT / "docs")]
+        assert out_of_the_site == []
+
+
+def test_the_site_has_a_place_for_every_page():
+    found = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert sorted(f"docs/{name}" for name in re.findall(r"[\w/-]+\.md", str(found))) == SITE
+
+
+@pytest.mark.parametrize("page", SYSTEMS)
+def test_a_system_page_has_the_parts_of_the_template_its_claim_and_a_snippet_that_is_run(page):
+    assert [h for h in headings(page) if h in headings(TEMPLATE)] == headings(TEMPLATE)
+    assert f"<!-- claim: {Path(page).stem} -->" in (ROOT / page).read_text()
+    assert any(block.marked and block.language == "python" for block in blocks(page))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TEMPLATE])
+def test_commands_in_the_docs_parse(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in (words for block in blocks(page) for words in block.commands):
+        if words:
+            options, rest = split(words)
+            assert parse(rest, options.config, COMMANDS).function
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_named_in_the_text_exist_or_are_announced(page):
+    announced = {tuple(s.command.split()[:2]) for s in catalogue.SYSTEMS}
+    groups = {(word,) for word in catalogue.ROOMS | POLE}
+    for text in re.findall(r"`maypole ((?:[a-z]+ ?)+)", (ROOT / page).read_text()):
+        words = tuple(text.split())
+        assert words in groups or words[:2] in {*COMMANDS, *announced} or words[:1] in COMMANDS
+
+
+@pytest.mark.parametrize("page", FOLLOWED)
+def test_what_a_page_tells_to_do_works(page, workplace):
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.language == "python" and block.marked:
+            exec(compile(block.text, page, "exec"), names)
+        for words in block.commands:
+            if block.marked:
+                assert said(words) == "", words
+            elif _has_dry_run(words):
+                assert said([*words, "--dry-run"]) == "", words
+
+
+def said(words: list[str]) -> str:
+    """What a command says that fails; nothing where it works."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(words)
+    return err.getvalue() if code else ""
+
+
+def _has_dry_run(words: list[str]) -> bool:
+    _, rest = split(words)
+    invocation = parse(rest, None, COMMANDS)
+    return any(hasattr(config, "dry_run") for config in (*invocation.args, *invocation.kwargs.values()))
+
+
+@pytest.mark.parametrize(
+    ("page", "found"),
+    [
+        ('<a href="https://arxiv.org/abs/1">paper</a><img src="a.png"><script src="/b.js"></script>', []),
+        ('<link rel="stylesheet" href="https://fonts.test/a.css">', ["index.html: https://fonts.test/a.css"]),
+        ('<script src="//cdn.test/a.js"></script>', ["index.html: //cdn.test/a.js"]),
+        ("<style>@import 'https://cdn.test/a.css'</style>", ["index.html: https://cdn.test/a.css"]),
+    ],
+)
+def test_a_page_that_loads_from_another_host_is_found_out(tmp_path, page, found):
+    (tmp_path / "index.html").write_text(page)
+    assert list(check_site.foreign(tmp_path)) == found
+
+
+def test_pictures_are_small():
+    assert {p.name: p.stat().st_size for p in (ROOT / "docs" / "images").iterdir() if p.stat().st_size > 150_000} == {}

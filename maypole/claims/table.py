@@ -9,6 +9,8 @@ from rich.text import Text
 
 from maypole.claims.runner import ClaimResult
 
+COLUMNS = ("effect", "metric", "ours", "baseline", "measured", "95 % interval", "needed", "")
+
 
 def table(claims: Sequence[ClaimResult]) -> Group:
     """One table a claim: each effect, what it had to reach, and whether it did."""
@@ -17,17 +19,18 @@ def table(claims: Sequence[ClaimResult]) -> Group:
         verdict = ("holds", "bold green") if claim.holds else ("does not hold", "bold red")
         parts += [Text.assemble((claim.id, "bold"), "  ", verdict, f"  {claim.seconds:.0f} s"), Text(claim.statement)]
         rows = Table(box=None, pad_edge=False)
-        for name in ("effect", "metric", "ours", "baseline", "measured", "95 % interval", "needed", ""):
+        for name in COLUMNS:
             rows.add_column(name)
         for effect in claim.effects:
-            rows.add_row(*(Text(cell) for cell in _cells(effect)))
+            rows.add_row(*(Text(cell) for cell in cells(effect)))
         parts.append(rows)
         parts += [Text(f"failed: {where}: {why}", style="red") for where, why in claim.errors.items()]
         parts += [Text(f"not written yet: {part}") for part in claim.missing]
     return Group(*parts)
 
 
-def _cells(effect: dict[str, Any]) -> tuple[str, ...]:
+def cells(effect: dict[str, Any]) -> tuple[str, ...]:
+    """`COLUMNS` of one effect; of several seeds the mean."""
     interval = effect["ci95"]
     return (
         effect["name"] + (" (control)" if effect["control"] else ""),

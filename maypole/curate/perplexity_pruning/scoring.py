@@ -55,15 +55,18 @@ def score(
 ) -> Artifact:
     """The scores of a corpus, as `Scores` reads them: per document nll in nats per token and how many tokens that were.
 
-    Parameters
-    ----------
-    reference: the model; for several workers a function that loads it, since each holds its own. A function carries no
-        identity: without an open artifact its result is made anew each time.
-    out: a path, or an open artifact, which is finished too.
-    read: what the reference was trained on; such documents are counted and not scored.
-
     Empty documents, such without a token to score and what is not valid Unicode are counted and not scored; a score
     that is not a number is stored as it is, counted, and never kept by a selection. UserError where nothing is scored.
+
+    Parameters
+    ----------
+    reference
+        The model; for several workers a function that loads it, since each holds its own. A function carries no
+        identity: without an open artifact its result is made anew each time.
+    out
+        A path, or an open artifact, which is finished too.
+    read
+        What the reference was trained on; such documents are counted and not scored.
     """
     reading, read = reading or Reading(), read or Read()
     if isinstance(reference, LanguageModel) and (workers > 1 or ray is not None):

@@ -88,13 +88,16 @@ def select(
 ) -> Selection:
     """The selection of `rate` of the documents, or of the tokens, that have a score.
 
+    ConfigError for a rate outside (0, 1] and for more domains than can be strata; UserError where no score is a number.
+
     Parameters
     ----------
-    criterion: low, medium or high perplexity, or "random": by hash of seed and id, the same in every sharding.
-    by: what the rate counts. A document that crosses a border belongs to the side on which it begins.
-    stratify: the same rate within each length (powers of two in tokens) or each domain, instead of overall.
-
-    ConfigError for a rate outside (0, 1] and for more domains than can be strata; UserError where no score is a number.
+    criterion
+        Low, medium or high perplexity, or "random": by hash of seed and id, the same in every sharding.
+    by
+        What the rate counts. A document that crosses a border belongs to the side on which it begins.
+    stratify
+        The same rate within each length (powers of two in tokens) or each domain, instead of overall.
     """
     check_choice(criterion, rate, by, stratify)
     names: dict[str, int] = {}

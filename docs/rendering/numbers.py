@@ -1,0 +1,74 @@
+"""Stored results as tables: claims from docs/results/claims, benchmarks from benchmarks/results. Measures nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from maypole import catalogue
+from maypole.claims.table import COLUMNS, cells
+from rendering.tables import table
+
+ROOT = Path(__file__).parent.parent.parent
+CLAIMS = ROOT / "docs" / "results" / "claims"
+
+
+def claims() -> str:
+    """Every stored claim: which hold, then each with all its effects."""
+    found = [s for s in catalogue.SYSTEMS if (CLAIMS / f"{s.id}.json").is_file()]
+    if not found:
+        return "No result is stored yet."
+    rows = [(f"[{s.title}](#{s.id})", *_summary(_stored(s.id))) for s in found]
+    parts = [table(("system", "verdict", "effects that hold", "seeds", "minutes"), rows), ""]
+    for s in found:
+        page = f" ([{s.title}](systems/{s.id}.md))" if s.built else ""
+        parts += [f"## {s.id}", "", f"`maypole claim {s.id}`{page}", "", claim(s.id), ""]
+    return "\n".join(parts).rstrip()
+
+
+def claim(id: str) -> str:
+    """One claim's statement, verdict and effects."""
+    if not (CLAIMS / f"{id}.json").is_file():
+        return f"No result is stored yet; `maypole claim {id}` measures it."
+    found = _stored(id)
+    verdict, effects, seeds, minutes = _summary(found)
+    rows = [cells(effect) for effect in found["effects"]]
+    failed = [f"- failed: {where}: {why}" for where, why in found.get("errors", {}).items()]
+    missing = [f"- not written yet: {part}" for part in found.get("missing", ())]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    said = f"**{verdict[0].upper()}{verdict[1:]}**: {effects} effects, seeds {seeds}, {minutes} minutes; {versions}."
+    parts = [found["statement"], said, table(COLUMNS, rows, right=("ours", "baseline", "measured"))]
+    return "\n\n".join([*parts, *(["\n".join(failed + missing)] if failed or missing else [])])
+
+
+def benchmarks() -> str:
+    """A table for each stored benchmark."""
+    parts = []
+    for file in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        found = json.loads(file.read_text())
+        machine = f"{found['machine']['cpu']}, {found['machine']['cores']} cores"
+        names = ["case", "ours", "peer", "unit", "ratio", "target"]
+        memory = all("peak_rss_bytes" in case for case in found["cases"])
+        names += ["GB ours / peer"] if memory else []
+        rows = [_case(case)[: len(names)] for case in found["cases"]]
+        numbers = [name for name in names if name not in ("case", "peer", "unit")]
+        parts += [f"## {found['name']}", "", f"`python benchmarks/{found['name']}.py` on {machine}.", ""]
+        parts += [table(names, rows, right=numbers), ""]
+    return "\n".join(parts).rstrip()
+
+
+def _case(case: dict[str, Any]) -> tuple[str, ...]:
+    memory = " / ".join(f"{size / 1e9:.2f}" for size in case.get("peak_rss_bytes", {}).values())
+    target = "" if case["target"] is None else f"{case['target']:g}{'' if case['met'] else ' (missed)'}"
+    peer = f"{case['peer']:,.0f} ({case['peer_name']})"
+    return case["case"], f"{case['ours']:,.0f}", peer, case["unit"], f"{case['ratio']:.2f}", target, memory
+
+
+def _stored(id: str) -> dict[str, Any]:
+    return json.loads((CLAIMS / f"{id}.json").read_text())
+
+
+def _summary(found: dict[str, Any]) -> tuple[str, ...]:
+    held = sum(effect["holds"] for effect in found["effects"])
+    seeds = ", ".join(map(str, found["seeds"]))
+    verdict = "holds" if found["holds"] else "does not hold"
+    return verdict, f"{held} of {len(found['effects'])}", seeds, f"{found['seconds'] / 60:.0f}"

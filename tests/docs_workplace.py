@@ -1,0 +1,45 @@
+"""The folder in which the commands and snippets of the docs are run: small files under the names that pages use."""
+
+import gzip
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import maypole
+
+BASE = Path(maypole.__file__).parent / "village" / "base" / "village-1M"
+NAMES = ("Mara", "Tomas", "Ilse", "Bram", "Odile", "Pauli")
+THINGS = ("the well", "the mill", "the bees", "the bridge")
+
+
+def furnish(folder: Path) -> None:
+    """Put a model (`base`, and as `reference`) and rows of every common type into `folder`."""
+    for name in ("base", "reference"):
+        (folder / name).symlink_to(BASE)
+    facts = [(name, thing) for name in NAMES for thing in THINGS]
+    chats = [{"messages": _talk(f"Who keeps {thing}?", f"{name} does.")} for name, thing in facts]
+    questions = [{"question": f"Who keeps {thing}?", "answers": [name]} for name, thing in facts]
+    texts = [
+        {"id": f"{name}-{thing[4:]}", "text": f"{name} keeps {thing}. " * (1 + i % 4), "domain": f"from {name[0]}"}
+        for i, (name, thing) in enumerate(facts)
+    ]
+    write_rows(folder / "chats.jsonl", chats[:16])
+    write_rows(folder / "held-out.jsonl", chats[16:])
+    write_rows(folder / "questions.jsonl", questions)
+    write_rows(folder / "notes.jsonl", texts)
+    (folder / "corpus").mkdir()
+    write_rows(folder / "corpus" / "a.jsonl", texts[:12])
+    write_rows(folder / "corpus" / "b.jsonl.gz", texts[12:])
+    (folder / "notes").mkdir()
+    (folder / "notes" / "village.md").write_text("# The village\n\n" + " ".join(row["text"] for row in texts))
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """`rows` as JSON lines, compressed where the name ends in .gz."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    file.write_bytes(gzip.compress(text.encode(), mtime=0) if file.suffix == ".gz" else text.encode())
+
+
+def _talk(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
