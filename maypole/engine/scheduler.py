@@ -33,6 +33,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.admitting = True
+        self._stepped: list[Sequence] = []
         self._arrivals = 0
 
     @property
@@ -57,10 +58,12 @@ class Scheduler:
         """One forward: the prompts of newly admitted sequences, or the next token of all running ones."""
         self.sweep()
         admitted = self._admit() if self.admitting else []
+        self._stepped = admitted or list(self.running)
         if admitted:
             self._prefill(admitted)
         elif self.running:
             self._decode()
+        self._stepped = []
 
     def sweep(self) -> None:
         """Take in what was submitted and let go of what was ended from outside."""
@@ -82,7 +85,9 @@ class Scheduler:
 
     def fail(self, error: BaseException) -> None:
         """Every sequence ends with `error`, the cache is empty; who listens is told when nothing of it is left."""
-        failed = [*self.inbox, *self.waiting, *self.running]
+        queued = [*self.inbox, *self.waiting, *self.running]
+        failed = [*queued, *(s for s in self._stepped if s not in queued and not s.done)]
+        self._stepped = []
         self.inbox.clear()
         self.waiting.clear()
         self.running.clear()

@@ -4,6 +4,7 @@ import pytest
 
 from maypole.core.errors import UserError
 from maypole.engine import Engine, Request, Sampling
+from maypole.engine.detokenizer import Detokenizer
 from maypole.engine.sequence import Sequence as Running
 from tests.engine.engine_fixtures import lm_of, random_ids
 
@@ -74,6 +75,20 @@ def test_a_failing_step_reaches_everyone_who_waits_and_nobody_later(monkeypatch:
         with pytest.raises(RuntimeError, match="out of memory"):
             asyncio.run(_collect(engine, Request("a", LONG)))
     assert engine.stats()["running"] == 0
+    assert len(engine.generate([Request("a", LONG)])[0].token_ids) == 40
+
+
+def test_a_failure_while_a_text_is_put_together_is_an_error_too(monkeypatch: pytest.MonkeyPatch):
+    """By then the sequence has left the cache; it must not be waited for."""
+    engine = Engine(lm_of())
+
+    def broken(*args: object) -> str:
+        raise RuntimeError("no such token")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Detokenizer, "finish", broken)
+        with pytest.raises(RuntimeError, match="no such token"):
+            engine.generate([Request("a", LONG), Request("b", LONG)])
     assert len(engine.generate([Request("a", LONG)])[0].token_ids) == 40
 
 
