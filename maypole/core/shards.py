@@ -194,7 +194,7 @@ def _serve(connection: Connection, parent: int, threads: int) -> None:
         except EOFError:
             return
         try:
-            worker = worker or _Worker(*pickle.loads(given))
+            worker = worker or _Worker(*pickle.loads(given), os.getcwd())
             answer = worker.run(job)
         except BaseException as error:
             answer = None, portable(error, "in a worker")
@@ -209,16 +209,19 @@ def _end_with(parent: int) -> None:
 
 
 class _Worker:
-    """Setup's state and the function, in a process of their own."""
+    """Setup's state and the function, in a process of their own that takes relative paths as beginning in `folder`."""
 
-    def __init__(self, setup: Setup, function: Function) -> None:
-        self._function = function
-        self._state = setup()
+    def __init__(self, setup: Setup, function: Function, folder: str) -> None:
+        self._setup, self._function, self._folder = setup, function, folder
+        self._made: list[Any] = []
 
     def run(self, job: _Job) -> tuple[Any, BaseException | None]:
         """The result, or what went wrong: an exception that is raised here would come out wrapped on a cluster."""
         try:
-            return _write(self._function, self._state, job), None
+            if not self._made:
+                os.chdir(self._folder)
+                self._made.append(self._setup())
+            return _write(self._function, self._made[0], job), None
         except Exception as error:
             return None, portable(error, "in a worker")
 
@@ -252,7 +255,7 @@ def _as_actors(
         actor: Any = ray.remote(**part, max_restarts=RESTARTS, max_task_retries=RESTARTS)(_Worker)
         waiting, running = deque(todo), dict[Any, tuple[Any, str]]()
         while waiting and len(actors) < workers:
-            actors.append(actor.remote(setup, function))
+            actors.append(actor.remote(setup, function, os.getcwd()))
             name = waiting.popleft()
             running[actors[-1].run.remote(todo[name])] = actors[-1], name
         while running:
@@ -280,8 +283,7 @@ def _connect(ray: Any, address: str, workers: int) -> None:
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options |= {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
-    else:
-        options |= {"address": address}
+    options["address"] = address
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if host:  # Ray itself waits minutes for a host that does not answer

@@ -146,7 +146,23 @@ def test_a_ray_cluster_gives_the_bytes_of_one_process_though_a_worker_is_killed(
     assert capsys.readouterr().out == ""
     assert content(tmp_path / "o") == content(tmp_path / "plain")
     assert on_ray.manifest["files"] == Artifact.load(tmp_path / "plain").manifest["files"]
-    with pytest.raises(DataError, match="numbers row 4: negative"):
-        run(tmp_path / "wrong", [3, -4], tmp_path / "log2", workers=2, ray="local")
     with pytest.raises(ConfigError, match="--ray"):
         run(tmp_path / "nowhere", [3], tmp_path / "log2", ray="127.0.0.1:1")
+
+
+def test_a_cluster_that_runs_already_sees_paths_and_tells_errors_as_one_process_does(tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        monkeypatch.chdir(tmp_path)
+        run(Path("plain"), SHARDS, Path("log"))
+        run(Path("o"), SHARDS, Path("log2"), workers=2, ray="local")
+        assert content(Path("o")) == content(Path("plain"))
+        with pytest.raises(DataError, match="numbers row 4: negative"):
+            run(Path("wrong"), [3, -4], Path("log2"), workers=2, ray="local")
+        with pytest.raises(FileNotFoundError, match="none/log"):  # where the setup writes
+            run(Path("unset"), [3], Path("none/log"), ray="local")
+    finally:
+        ray.shutdown()
