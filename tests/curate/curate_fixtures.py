@@ -8,6 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from maypole.curate.perplexity_pruning import Scores
+from maypole.curate.perplexity_pruning.scores import Origin, Scored, ScoreWriter, file_name
+
 DOMAINS = ("wiki", "news")
 
 
@@ -45,3 +48,15 @@ def contents(directory: Path) -> dict[str, bytes]:
     records = {"manifest.json", "run.log", "config.yaml", "README.md", "metrics.jsonl"}
     files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name not in records]
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+
+def score_files(folder: Path, shards: list[list[Scored]]) -> Scores:
+    """Scores of a corpus that nobody has to read for them."""
+    folder.mkdir()
+    origins = []
+    for i, rows in enumerate(shards):
+        origins.append(Origin(model="m", max_length=9, max_tokens=None, name=f"{i}", source="s", rows=len(rows)))
+        with ScoreWriter(folder / file_name(i), i) as file:
+            file.write(rows)
+            file.finish(origins[-1])
+    return Scores(tuple(folder / file_name(i) for i in range(len(shards))), tuple(origins))

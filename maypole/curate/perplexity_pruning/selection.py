@@ -122,11 +122,11 @@ def select(
     bands: dict[str, Band] = {}
     for name, group in names.items():
         low, high, total = borders[group]
+        if low == high:
+            continue
         found = iter(keys[group])
         after = next(found) if low > 0 else None
-        upto = next(found) if high < total and high > 0 else None
-        if high > low:
-            bands[name] = Band(after, upto)
+        bands[name] = Band(after, next(found) if high < total else None)
     if not bands:
         total = sum(total for _, _, total in borders.values())
         raise ConfigError("rate", rate, f"more: of {total:,} {by}s this keeps none")
