@@ -35,7 +35,7 @@ docs: setup
 	$(PY) docs/check_site.py site
 
 claims: setup
-	$(VENV)/bin/maypole claim --all
+	$(VENV)/bin/maypole claim --all --results docs/results/claims
 
 bench: setup-bench
 	set -e; for script in $$(ls benchmarks/*.py | grep -v side_by_side); do $(PY) $$script --quick; done
