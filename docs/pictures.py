@@ -30,7 +30,7 @@ def main() -> int:
             flags += [f"--window-size={SIZE[0]},{SIZE[1]}", f"--blink-settings=preferredColorScheme={scheme}"]
             command = [browser, *flags, f"--screenshot={taken}", report.as_uri()]
             subprocess.run(command, check=True, capture_output=True)
-            Image.open(taken).convert("RGB").quantize(64).save(IMAGES / name, optimize=True)
+            Image.open(taken).convert("RGB").quantize(128, Image.Quantize.FASTOCTREE).save(IMAGES / name, optimize=True)
     return 0
 
 

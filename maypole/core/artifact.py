@@ -35,6 +35,8 @@ class Artifact:
     document in ``manifest.json``: kind, state ("running", "interrupted", "failed", "finished"), key, config, inputs,
     versions, seed, wall_seconds, cpu_seconds, peak_rss_bytes, metrics, files, children, command.
 
+    Examples
+    --------
     >>> with Artifact.open(out, kind="rows", config=config, inputs={"data": "a.jsonl"}) as artifact:
     ...     if not artifact.finished:
     ...         plan = artifact.plan(lambda: {"steps": 100})

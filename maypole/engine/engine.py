@@ -43,6 +43,8 @@ class Engine:
 
     Requests with ``adapter=None`` run the view that `lm` is: its active adapter, or none.
 
+    Examples
+    --------
     >>> engine = Engine.load("path-or-id")
     >>> engine.generate([Request("Once", Sampling(max_tokens=8, temperature=0))])[0].text
     """
@@ -254,15 +256,16 @@ class Engine:
 
     def _take(self, lm: LanguageModel, replaced: dict[str, torch.Tensor] | None = None) -> None:
         """Make `lm` the base; its adapters replace those of the same name."""
-        runner = Runner(lm.model, replaced)
+        cuda = next(lm.model.parameters()).device.type == "cuda"
+        free = torch.cuda.mem_get_info()[0] if cuda else None
+        self._bounds = self.config.resolved(cuda=cuda, free_bytes=free)
+        runner = Runner(lm.model, replaced, repack_bytes=self._bounds.repack_bytes)
         adapters = {**self._adapters, **updating.adapters_of(lm, runner)}
         for adapter in adapters.values():
             runner.lanes.prepare(adapter)
-        free = torch.cuda.mem_get_info(runner.device)[0] if runner.device.type == "cuda" else None
         self.lm, self._runner, self._adapters = lm, runner, adapters
         self._default = updating.default_adapter(lm)
         self._seen = lm.base_version if replaced is None else None
-        self._bounds = self.config.resolved(cuda=runner.device.type == "cuda", free_bytes=free)
         self._ends = inputs.end_tokens(lm)
         if self._scheduler is not None:  # whoever waits in it is served by the new weights
             self._scheduler.runner, self._scheduler.bounds = runner, self._bounds
