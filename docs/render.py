@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rendering import commands, files, numbers, reference, systems
+from rendering import commands, files, numbers, reference, systems, zoo
 
 ROOT = Path(__file__).parent.parent
 PLACES = ("README.md", "mkdocs.yml", "docs/**/*.md", "docs/stylesheets/*.css")
@@ -32,6 +32,8 @@ MAKERS: dict[str, Callable[..., str]] = {
     "file": files.listing,
     "contributing": files.contributing,
     "palette": files.palette,
+    "zoo": zoo.zoo,
+    "runs": zoo.runs,
 }
 """The name of a derived part -> what makes it, from its argument if it has one."""
 

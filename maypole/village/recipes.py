@@ -116,11 +116,11 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="village-1M-gpt2", model=_decoder("gpt2", 128, heads=4, **_NO_DROPOUT), material=_READ_1M,
-            learning_rate=1.5e-3, examples_per_step=32,
+            learning_rate=1.5e-3, examples_per_step=32, init=Init(embeddings=2.0),
         ),
         Recipe(
             name="village-1M-neox", model=_decoder("gpt_neox", 128, heads=4, intermediate_size=512), material=_READ_1M,
-            learning_rate=1.5e-3, examples_per_step=32,
+            learning_rate=1.5e-3, examples_per_step=32, init=Init(embeddings=2.0),
         ),
     )
 }  # fmt: skip
