@@ -114,7 +114,7 @@ class Engine:
         return inputs.encode(Request(prompt), self.tokenizer, 0, self._runner.vocabulary).tolist()
 
     def stats(self) -> dict[str, int]:
-        """Sequences waiting and running, tokens in the cache, bytes allocated for it."""
+        """Sequences waiting and running, tokens in the cache, bytes allocated for it and for repacked weights."""
         scheduler = self._scheduler
         running = [] if scheduler is None else scheduler.running
         waiting = 0 if scheduler is None else len(scheduler.waiting) + len(scheduler.inbox)
@@ -123,6 +123,7 @@ class Engine:
             "waiting": waiting,
             "kv_tokens": sum(s.held for s in running),
             "kv_bytes": 0 if scheduler is None else scheduler.slots.bytes,
+            "repacked_bytes": self._runner.repacked_bytes,
         }
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:

@@ -17,6 +17,7 @@ from maypole.engine.kv_slots import KVSlots
 from maypole.engine.plans import DecodePlan, ShapeProbe, Store, TreePlan, tree_plan
 from maypole.engine.prefix_tree import Ids, PrefixTree, prefix_tree
 from maypole.engine.private_copy import private_copy
+from maypole.engine.repacked import Product, repack, repacked
 from maypole.models.attention import attention_plan, causal_lm, check_supported, configs, use_packed
 from maypole.models.block_views import base_model
 from maypole.models.forward import self_test
@@ -31,9 +32,11 @@ _TESTING = threading.Lock()
 
 
 class Runner:
-    """Forwards of one set of base weights, borrowed or replaced."""
+    """Forwards of one set of base weights, borrowed or replaced; up to `repack_bytes` of them in a faster layout."""
 
-    def __init__(self, model: nn.Module, replaced: dict[str, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, replaced: dict[str, torch.Tensor] | None = None, *, repack_bytes: int = 0
+    ) -> None:
         self.module: Any = private_copy(model, replaced)
         self.lanes = Lanes(self.module)
         self.head = head_of(self.module) if self.module.get_output_embeddings() is not None else None
@@ -45,6 +48,11 @@ class Runner:
         parameter = next(self.module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.vocabulary = int(self.module.get_input_embeddings().weight.shape[0])
+        self._head_product: Product | None = None
+        self.repacked_bytes = repack(self.base, repack_bytes)
+        if self.head is not None and self.repacked_bytes + self.head.weight.nbytes <= repack_bytes:
+            self._head_product = repacked(self.head.weight, None)
+            self.repacked_bytes += self.head.weight.nbytes if self._head_product else 0
 
     def _pack(self, owner: nn.Module) -> None:
         check_supported(self.module)
@@ -125,7 +133,7 @@ class Runner:
         with torch.no_grad():
             for a in range(0, hidden.shape[0], CHUNK):
                 rows = slice(a, min(a + CHUNK, hidden.shape[0]))
-                yield rows, self.head.logits(hidden[rows])
+                yield rows, self.head.logits(hidden[rows], self._head_product)
 
     def _store(self, slots: KVSlots, tree: PrefixTree, rows: Sequence[int]) -> Store:
         lengths = [len(p) for p in tree.paths]

@@ -16,13 +16,15 @@ class EngineConfig:
 
     `max_seqs` sequences run at once; one forward takes up to `max_batch_tokens` prompt tokens (a longer prompt goes
     alone); keys and values of running sequences take up to `kv_bytes` (a number or text such as "1GiB"), stored as
-    `kv_dtype`: by default fp32 on CPUs, whose attention is slow in half precision, and the model's own elsewhere.
+    `kv_dtype`: by default fp32 on CPUs, whose attention is slow in half precision, and the model's own elsewhere. On
+    CPUs up to `repack_bytes` of weights are copied into a layout that multiplies faster; 0 copies none.
     """
 
     max_seqs: int | Literal["auto"] = "auto"
     max_batch_tokens: int | Literal["auto"] = "auto"
     kv_bytes: int | str = "auto"
     kv_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    repack_bytes: int | str = "1GiB"
 
     def __post_init__(self) -> None:
         for name in ("max_seqs", "max_batch_tokens"):
@@ -30,7 +32,8 @@ class EngineConfig:
             if value != "auto" and (not isinstance(value, int) or value < 1):
                 raise ConfigError(name, value, '"auto" or a whole number above 0')
         if self.kv_bytes != "auto":
-            parse_bytes(self.kv_bytes)
+            parse_bytes("kv_bytes", self.kv_bytes)
+        parse_bytes("repack_bytes", self.repack_bytes)
         if self.kv_dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError("kv_dtype", self.kv_dtype, ("auto", "float32", "bfloat16", "float16"))
 
@@ -39,12 +42,12 @@ class EngineConfig:
         sequences = (256 if cuda else 64) if self.max_seqs == "auto" else self.max_seqs
         tokens = (8192 if cuda else 2048) if self.max_batch_tokens == "auto" else self.max_batch_tokens
         if self.kv_bytes != "auto":
-            room = parse_bytes(self.kv_bytes)
+            room = parse_bytes("kv_bytes", self.kv_bytes)
         elif cuda and free_bytes is not None:
             room = free_bytes // 2
         else:
             room = min(2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 4)
-        return Bounds(sequences, tokens, room)
+        return Bounds(sequences, tokens, room, parse_bytes("repack_bytes", self.repack_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,12 @@ class Bounds:
     max_seqs: int
     max_batch_tokens: int
     kv_bytes: int
+    repack_bytes: int
 
 
-def parse_bytes(value: int | str) -> int:
-    """1073741824, "1GiB", "500 MB" -> bytes; ConfigError for the rest."""
+def parse_bytes(field: str, value: int | str) -> int:
+    """1073741824, "1GiB", "500 MB" -> bytes; ConfigError names `field` for the rest."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
     if match is None or match[2].upper() not in _UNITS:
-        raise ConfigError("kv_bytes", value, 'bytes as a number, or text such as "1GiB"')
+        raise ConfigError(field, value, 'bytes as a number, or text such as "1GiB"')
     return int(float(match[1]) * _UNITS[match[2].upper()])

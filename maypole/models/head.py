@@ -4,6 +4,7 @@ Nothing else in maypole computes logits over a vocabulary for more than a chunk.
 weights on log-probabilities here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,16 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: (rows, d_model) -> (rows, vocabulary) in fp32; for a chunk of rows, never for a whole batch."""
-        return _chunk_logits(hidden.to(self.weight.dtype), self.weight, self.bias, self.scale, self.softcap)
+    def logits(
+        self, hidden: torch.Tensor, product: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """hidden: (rows, d_model) -> (rows, vocabulary) in fp32; for a chunk of rows, never for a whole batch.
+
+        `product`, where given, multiplies by the weight.
+        """
+        hidden = hidden.to(self.weight.dtype)
+        z = hidden @ self.weight.t() if product is None else product(hidden)
+        return _finished(z, self.bias, self.scale, self.softcap)
 
 
 def head_of(model: nn.Module) -> Head:
@@ -161,7 +169,11 @@ def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
 
 
 def _chunk_logits(h, w, bias, scale, softcap):
-    z = (h @ w.t()).to(_at_least_fp32(h.dtype))
+    return _finished(h @ w.t(), bias, scale, softcap)
+
+
+def _finished(z, bias, scale, softcap):
+    z = z.to(_at_least_fp32(z.dtype))
     if bias is not None:
         z += bias
     if scale != 1.0:

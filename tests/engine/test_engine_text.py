@@ -54,4 +54,4 @@ def test_a_prefix_tree_holds_every_sequence_and_every_beginning_once(sequences: 
 
 
 def test_bytes_are_read_as_people_write_them():
-    assert [parse_bytes(v) for v in (5, "5", "1GiB", "1.5 MB", "2kib")] == [5, 5, 2**30, 1_500_000, 2048]
+    assert [parse_bytes("kv_bytes", v) for v in (5, "5", "1GiB", "1.5 MB", "2kib")] == [5, 5, 2**30, 1_500_000, 2048]
