@@ -15,7 +15,7 @@ from maypole.models.block_views import blocks
 from maypole.village import zoo
 from maypole.village.blank import Init, blank
 from maypole.village.examine import ROWS, answers, asked, examine, figures
-from maypole.village.figures import Figures, table
+from maypole.village.figures import Figures
 from maypole.village.instruct import BASE_NAMES
 from maypole.village.measures import recall_questions, score, task_mean, task_questions
 from maypole.village.names import VALUES
@@ -205,16 +205,18 @@ def test_rows_are_what_they_say():
     assert made._fingerprint == same._fingerprint != shifted._fingerprint
 
 
-def test_figures_are_stored_and_shown_side_by_side(tmp_path, small):
-    found = figures(small, "village-1M", {"metrics": {"tokens": 3_300_000, "steps": 10}, "cpu_seconds": 350.4}, 2)
-    found.write(tmp_path)
-    other = replace(found, name="village-0.3M", parameters=344_640, cpu_seconds=None)
-    assert Figures.read(tmp_path / "village-1M.json") == found
-    shown = table([found, other])
+def test_figures_are_stored_and_shown_side_by_side(tmp_path, capsys):
+    name, manifest = "village-1M", {"metrics": {"tokens": 3_300_000, "steps": 10}, "cpu_seconds": 350.4}
+    measured = figures(zoo.load_zoo(name), name, manifest, 2)
+    replace(measured, name="village-0.3M", parameters=344_640).write(tmp_path)
+    zoo.store(name, count=2, out=tmp_path)
+    stored = Figures.read(tmp_path / "village-1M.json")
+    assert stored == replace(measured, tokens=None, steps=None, cpu_seconds=None)
+    shown = capsys.readouterr().out
     assert "| checkpoint | 0.3M | 1M |" in shown
-    assert "| seconds of one core |  | 350 |" in shown
-    assert f"| wiki | {found.perplexity['wiki']:.1f} |" in shown
-    assert f"| facts, trained wording | {found.chance['facts, trained wording']:.2f} | 1.00 | 1.00 |" in shown
+    assert "| seconds of one core | 350 |  |" in shown
+    assert f"| wiki | {stored.perplexity['wiki']:.1f} | {stored.perplexity['wiki']:.1f} |" in shown
+    assert f"| facts, trained wording | {stored.chance['facts, trained wording']:.2f} | 1.00 | 1.00 |" in shown
     assert "| who | 0.34 |" in shown
 
 
