@@ -1,17 +1,24 @@
 """Selections against the definition, written out: sort everything, add up, compare."""
 
 import math
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from maypole.core.errors import ConfigError, UserError
 from maypole.curate.perplexity_pruning import Scores, ranks, select
-from maypole.curate.perplexity_pruning.scores import Scored
+from maypole.curate.perplexity_pruning.scores import ROWS_A_GROUP, SCHEMA, Scored, file_name
 from maypole.curate.perplexity_pruning.selection import hashed, nll_of, percentiles, place_of
 from tests.curate.curate_fixtures import score_files
+
+ROOT = Path(__file__).parents[2]
 
 
 def scored(count: int, *, ties: float = 0.3) -> list[Scored]:
@@ -149,3 +156,29 @@ def test_without_a_single_number_there_is_no_selection(tmp_path):
     rows = [Scored(f"{i}", i, 4, float("nan"), "") for i in range(3)]
     with pytest.raises(UserError, match="none of the documents has a score that is a number"):
         select(score_files(tmp_path / "none", [rows]), rate=0.5)
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    rows, rng = 500_000, np.random.default_rng(0)
+    for shard in range(4):
+        nll = rng.lognormal(1, 0.4, rows).astype(np.float32)
+        nll[: rows // 4] = nll[: rows // 4].round(2)  # ties by the thousand
+        columns = [
+            pa.array(np.arange(shard * rows, (shard + 1) * rows)).cast(pa.string()),
+            pa.array(np.full(rows, shard, dtype=np.int32)),
+            pa.array(np.arange(rows)),
+            pa.array(np.full(rows, 100, dtype=np.int32)),
+            pa.array(nll),
+            pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int32)), pa.array(["web"])),
+        ]
+        pq.write_table(pa.table(columns, schema=SCHEMA), tmp_path / file_name(shard), row_group_size=ROWS_A_GROUP)
+
+    def peak(times: int) -> int:
+        words = [sys.executable, "-m", "tests.curate.many_scores", str(tmp_path), str(times)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ran = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        documents, kept, memory = map(int, ran.stdout.split())
+        assert (documents, kept) == (2_000_000 * times, 1_000_000 * times)
+        return memory
+
+    assert peak(10) <= 1.1 * peak(1)

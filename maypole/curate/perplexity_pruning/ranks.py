@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 1 << 16
-HELD = 1 << 19
+HELD = 1 << 16
 """Rows that are held and sorted at once, where so few are left."""
 
 Ints = NDArray[np.int64]
