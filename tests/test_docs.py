@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import logging
 import os
 import re
@@ -15,6 +16,9 @@ import pytest
 import yaml
 
 from maypole import catalogue
+from maypole.claims.effects import Effect
+from maypole.claims.runner import ClaimResult
+from maypole.claims.verdict import combine
 from maypole.cli.app import parse
 from maypole.cli.commands import COMMANDS, POLE
 from maypole.cli.main import run
@@ -27,6 +31,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 import check_site  # noqa: E402
 import render  # noqa: E402
+from rendering import numbers  # noqa: E402
 
 PLACES = ("*.md", "docs/**/*.md", "benchmarks/*.md")
 PAGES = sorted(page.relative_to(ROOT).as_posix() for place in PLACES for page in ROOT.glob(place))
@@ -94,6 +99,19 @@ def test_a_derived_part_that_does_not_end_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "page.md").write_text("<!-- pole -->\nold\n")
     with pytest.raises(ValueError, match="has no <!-- /pole -->"):
         render.rendered("page.md")
+
+
+def test_a_stored_claim_is_shown_with_every_effect_and_what_it_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr(numbers, "CLAIMS", tmp_path)
+    assert numbers.claim("mora") == "No result is stored yet; `maypole claim mora` measures it."
+    seeds = [[Effect("recall | all", "share", ours, 0.5, 0.2, "difference>=")] for ours in (0.8, 0.9, 0.7)]
+    effects = combine(seeds)
+    result = ClaimResult("mora", "More <rank>.", effects, [0, 1, 2], 90.0, [], {"torch": "2"}, holds=True)
+    (tmp_path / "mora.json").write_text(json.dumps(result.to_json()))
+    shown = numbers.claim("mora")
+    assert "**Holds**: 1 of 1 effects, seeds 0, 1, 2, 2 minutes; torch 2." in shown
+    assert "| recall \\| all | share | 0.8 | 0.5 | 0.3 | [0.2, 0.4] | difference>= 0.2 | ok |" in shown
+    assert "[MoRA: high-rank updating](#mora) | holds | 1 of 1 |" in numbers.claims()
 
 
 def test_the_readme_lists_every_system():

@@ -59,8 +59,12 @@ def benchmarks() -> str:
 def _case(case: dict[str, Any]) -> tuple[str, ...]:
     memory = " / ".join(f"{size / 1e9:.2f}" for size in case.get("peak_rss_bytes", {}).values())
     target = "" if case["target"] is None else f"{case['target']:g}{'' if case['met'] else ' (missed)'}"
-    peer = f"{case['peer']:,.0f} ({case['peer_name']})"
-    return case["case"], f"{case['ours']:,.0f}", peer, case["unit"], f"{case['ratio']:.2f}", target, memory
+    peer = f"{_number(case['peer'])} ({case['peer_name']})"
+    return case["case"], _number(case["ours"]), peer, case["unit"], f"{case['ratio']:.2f}", target, memory
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _stored(id: str) -> dict[str, Any]:

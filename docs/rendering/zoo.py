@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-from rendering.tables import table
-
 from maypole.village.figures import Figures
 from maypole.village.figures import table as side_by_side
+from rendering.tables import table
 
 ZOO = Path(__file__).parent.parent / "results" / "zoo"
 
