@@ -3,8 +3,8 @@
 Random Llamas of 11M (S) and 110M (L) parameters, fp32, greedy. Mixed lengths: 64 requests, prompts of 16 to 256 tokens,
 46 to 200 new ones, 16 at a time; `generate` takes them in batches of 16, padded on the left. Shared prefix: 32 requests
 that begin with the same 1,000 tokens. Scoring: four choices for each of 20 questions that share 300 tokens of examples,
-on the other side in a padded batch a question. With a prefix shorter than what follows it, and with one or two requests at a time, there is less to
-share and to batch: there the gain must be smaller.
+on the other side in a padded batch a question. With a prefix shorter than what follows it, and with one or two requests
+at a time, there is less to share and to batch: there the gain must be smaller.
 """
 
 import resource

@@ -6,6 +6,7 @@ The product is the one that torch's own compiler emits; where this build of torc
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,8 @@ def repack(module: nn.Module, most_bytes: int) -> int:
     Only the instances' `forward` changes: `module` must be private. Their Parameters stay as they are.
     """
     taken = 0
-    for layer in module.modules():
-        if type(layer) not in (nn.Linear, Conv1D):
-            continue
+    layers: list[Any] = [layer for layer in module.modules() if type(layer) in (nn.Linear, Conv1D)]
+    for layer in layers:
         weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
         size = weight.numel() * weight.element_size()
         if taken + size <= most_bytes and (product := repacked(weight, layer.bias)) is not None:

@@ -54,9 +54,9 @@ def is_hub_id(name: str) -> bool:
     return not Path(name).exists()
 
 
-def commits(options: object) -> dict[str, str]:
+def commits(options: object) -> dict[str, object]:
     """What the hub ids among `options`' models and adapters name now, as inputs of a result: branches move on."""
-    found = {}
+    found: dict[str, object] = {}
     for field in ("model", "adapter", "against", "against_adapter"):
         name = getattr(options, field, None)
         if name is not None and name.count("/") == 1 and is_hub_id(name):
