@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,7 +121,13 @@ def _order(target: str) -> tuple[bool, str]:
 
 
 def _type(hint: Any) -> str:
-    return f"`{inspect.formatannotation(hint).replace('typing.', '').replace('collections.abc.', '')}`"
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(option) for option in options)
+    if origin is typing.Literal:
+        return " or ".join(f"`{option!r}`" for option in options)
+    name = "None" if hint is type(None) else inspect.formatannotation(hint)
+    return f"`{re.sub(r'(?:[a-z_]+[.])+', '', name)}`"
 
 
 def _default(field: dataclasses.Field) -> str:

@@ -29,9 +29,9 @@ class TrainConfig:
     lr_scheduler_kwargs: dict[str, Any] = setting(factory=dict, help="further settings of the schedule")
     warmup_ratio: float = setting(0.0, help="share of the steps with a rising learning rate")
     weight_decay: float = setting(0.0, help="on matrices; never on embeddings, norms and biases")
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
+    adam_beta1: float = setting(0.9, help="how much of AdamW's mean gradient is kept in a step")
+    adam_beta2: float = setting(0.999, help="how much of its mean squared gradient is kept")
+    adam_epsilon: float = setting(1e-8, help="added to its denominator")
     max_grad_norm: float = setting(1.0, help="clip the gradient at this norm; 0: never")
     precision: Precision = setting("auto", help="auto: bf16 autocast where the hardware has it, else fp32")
     peft: PeftOptions | None = setting(None, help="train an adapter instead of all weights")
