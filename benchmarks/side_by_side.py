@@ -42,7 +42,8 @@ class Case:
     """One comparison. `clock` is "cpu" or "wall": which seconds the rate and the ratio are made of.
 
     `check` is merged into the settings of both arms for a first, unmeasured run, whose `Measured.check` must agree to
-    the relative `tolerance`. `rounds` pairs follow it.
+    the relative `tolerance`. `rounds` pairs follow it. `target` is the least ratio, `most_bytes` our highest peak of
+    memory.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     threads: int = 1
     rounds: int = 3
     target: float | None = None
+    most_bytes: int | None = None
 
 
 def main(name: str, cases: Callable[[bool], Sequence[Case]], measure: Callable[[Arm], Measured], peer: str) -> None:
@@ -98,6 +100,9 @@ def _compare(case: Case) -> dict[str, Any]:
     ours, theirs = (statistics.median(_rate(case, r) for r in found) for found in runs.values())
     ratio = ours / theirs
     sides = dict(zip(("ours", "peer"), runs.values()))
+    memory = {side: max(r.peak_rss_bytes for r in found) for side, found in sides.items()}
+    limits = [] if case.target is None else [ratio >= case.target]
+    limits += [] if case.most_bytes is None else [memory["ours"] <= case.most_bytes]
     return {
         "case": case.name,
         "ours": round(ours, 1),
@@ -106,13 +111,14 @@ def _compare(case: Case) -> dict[str, Any]:
         "unit": f"{case.unit} per {case.clock} second",
         "ratio": round(ratio, 3),
         "target": case.target,
-        "met": None if case.target is None else ratio >= case.target,
+        "most_bytes": case.most_bytes,
+        "met": all(limits) if limits else None,
         "equal": equal,
         "apart": apart,
         "tolerance": case.tolerance,
         "threads": case.threads,
         "peer_settings": {n: round(rate, 1) for n, rate in rates.items()},
-        "peak_rss_bytes": {side: max(r.peak_rss_bytes for r in found) for side, found in sides.items()},
+        "peak_rss_bytes": memory,
         "runs": {side: [asdict(r) for r in found] for side, found in sides.items()},
     }
 
@@ -140,7 +146,9 @@ def _show(document: Mapping[str, Any]) -> None:
         "case", "ours", "peer", "unit", "ratio", "target", "same work", "GB ours/peer", "peer's best", box=None
     )  # fmt: skip
     for case in document["cases"]:
-        verdict = "" if case["target"] is None else f"{case['target']:g} {'met' if case['met'] else 'MISSED'}"
+        wanted = [] if case["target"] is None else [f"{case['target']:g}"]
+        wanted += [] if case["most_bytes"] is None else [f"{case['most_bytes'] / 1e9:g} GB"]
+        verdict = f"{', '.join(wanted)} {'met' if case['met'] else 'MISSED'}" if wanted else ""
         memory = "/".join(f"{b / 1e9:.2f}" for b in case["peak_rss_bytes"].values())
         same = f"{'yes' if case['equal'] else 'NO'} ({case['apart']:.0e})"
         table.add_row(
