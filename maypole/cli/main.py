@@ -1,7 +1,8 @@
 """The command line's entry: parse, call, show. Help loads no torch; every error is one paragraph.
 
 Exit codes: 0 done, 1 ran and missed its aim, 2 the input is wrong, 3 our own fault, a full disk or too little memory,
-130 interrupted. Results go to stdout, everything else to stderr.
+130 interrupted. Results go to stdout, everything else to stderr. Of several processes that a launcher started for one
+command the first speaks; the others say only what it cannot.
 """
 
 import json
@@ -32,14 +33,15 @@ def run(argv: list[str], commands: Table = COMMANDS) -> int:
     options, invocation = Options(), None
     try:
         options, words = split(argv)
-        fault.listen(debug=options.debug, quiet=options.quiet)
-        set_quiet(options.quiet)
+        quiet = options.quiet or not _speaks()
+        fault.listen(debug=options.debug, quiet=quiet)
+        set_quiet(quiet)
         invocation = parse(words, options.config, commands)
         if invocation.threads:
             # torch reads this once, when it is first imported, which is later.
             os.environ["OMP_NUM_THREADS"] = str(invocation.threads)
         result = invocation.call()
-        if not invocation.is_help:
+        if not invocation.is_help and _speaks():
             show(result, as_json=options.json)
         sys.stdout.flush()
         return exit_code(result)
@@ -53,7 +55,13 @@ def run(argv: list[str], commands: Table = COMMANDS) -> int:
         return _failed(error, argv, options, invocation)
 
 
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _interrupted(argv: list[str], invocation: Invocation | None) -> int:
+    if not _speaks():
+        return 130
     kept = invocation is not None and invocation.out is not None
     after = f" Continue:  {fault.command(argv)}" if kept else ""
     sys.stderr.write(f"\nstopped.{after}\n")
@@ -62,6 +70,8 @@ def _interrupted(argv: list[str], invocation: Invocation | None) -> int:
 
 def _failed(error: Exception, argv: list[str], options: Options, invocation: Invocation | None) -> int:
     code = 2 if isinstance(error, UserError | CycloptsError) else 3
+    if invocation is None and not _speaks():  # the words are wrong for all
+        return code
     message = fault.message(error)
     saved = ""
     if code == 3 and not isinstance(error, MaypoleError) and not fault.is_shortage(error):

@@ -3,11 +3,11 @@
 Knows nothing about where rows come from or which paper an objective implements.
 """
 
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from maypole.train.config import TrainConfig
 from maypole.train.estimate import Estimate, choose_checkpointing, estimate
 from maypole.train.objective import Objective, Rounds
 from maypole.train.precision import decide, has_bf16, masters
+from maypole.train.ranks import ALONE, Ranks, join
 from maypole.train.result import load_result, save_result
+from maypole.train.sharding import sharded
 from maypole.train.source import Source, Work, nonempty, work
 from maypole.train.step import ReferenceLogps
 from maypole.train.trackers import TENSORBOARD, check_installed, tensorboard
@@ -65,22 +67,44 @@ def fit(
         A frozen model for objectives that need its log-probs; a view of the same module (``lm.with_adapter(None)``)
         costs no memory.
     """
+    ranks = join()
+    with ranks.together():
+        return _fit(lm, rows, objective, config, out, seed, reference, eval_rows, callbacks, ranks)
+
+
+def _fit(
+    lm: LanguageModel,
+    rows: Dataset | Rounds,
+    objective: Objective,
+    config: TrainConfig,
+    out: str | Path | Artifact,
+    seed: int,
+    reference: LanguageModel | None,
+    eval_rows: Dataset | None,
+    callbacks: Sequence[TrainerCallback],
+    ranks: Ranks,
+) -> Artifact:
     if isinstance(out, Artifact):
         if out.finished:
             load_result(lm, out, config)
         else:
-            out.manifest["metrics"] |= _train(lm, rows, objective, config, out, seed, reference, eval_rows, callbacks)
+            metrics = _train(lm, rows, objective, config, out, seed, reference, eval_rows, callbacks, ranks)
+            out.manifest["metrics"] |= metrics
             lm.fingerprint = out.key
         return out
     inputs: dict[str, object] = {"model": lm, "rows": rows, "objective": objective}
     inputs |= {name: given for name, given in (("reference", reference), ("eval_rows", eval_rows)) if given is not None}
-    with Artifact.open(out, kind="train", config=config, inputs=inputs, seed=seed) as artifact:
+
+    def begin() -> Artifact:
+        return Artifact.open(out, kind="train", config=config, inputs=inputs, seed=seed)
+
+    with ranks.open(begin) as artifact, ranks.together():  # the artifact is to record what the first process says
         if artifact.finished:
             load_result(lm, artifact, config)
             return artifact
-        metrics = _train(lm, rows, objective, config, artifact, seed, reference, eval_rows, callbacks)
-        save_result(lm, artifact, metrics)
-        artifact.finish(metrics)
+        metrics = _train(lm, rows, objective, config, artifact, seed, reference, eval_rows, callbacks, ranks)
+        ranks.lead(lambda: save_result(lm, artifact, metrics))
+        ranks.finish(artifact, metrics)
     lm.fingerprint = artifact.key
     return artifact
 
@@ -95,69 +119,96 @@ def _train(
     reference: LanguageModel | None,
     eval_rows: Dataset | None,
     callbacks: Sequence[TrainerCallback],
+    ranks: Ranks,
 ) -> dict[str, Any]:
     if ("reference" in objective.needs) != (reference is not None):
         what = "needs a reference model" if reference is None else "has no use for a reference model"
         raise UserError(f"the objective {type(objective).__name__} {what}", "reference")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UnsupportedCapability("training in several processes is not available", "WORLD_SIZE", "one process")
+    _check_processes(lm, rows, reference, ranks)
     check_installed(config.report_to)
+    device = ranks.device or lm.device
     length = min(config.max_length or lm.max_length, lm.max_length)
-    source = Source(rows, objective, lm, config, max_length=length, seed=seed, folder=artifact.path)
+    source = Source(rows, objective, lm, config, max_length=length, seed=seed, folder=artifact.path, ranks=ranks)
     with as_before_on_error(lm):
-        make_trainable(lm, config, seed, artifact.path, artifact.out)
+        make_trainable(lm, config, seed, artifact.path, artifact.out, ranks)
         self_test(lm.model)
-        plan = artifact.plan(lambda: decisions(lm, source, config))
-        if plan["precision"] == "bf16" and not has_bf16(lm.device):
+        if ranks.size > 1:
+            ranks.same("rows", source.store.tokens)  # which also has them made by all, before the first plans alone
+            ranks.same("weights", sum(float(p.detach().double().sum()) for p in lm.model.parameters()))
+        plan = ranks.lead(lambda: artifact.plan(lambda: decisions(lm, source, config, ranks)))
+        if plan["precision"] == "bf16" and not has_bf16(device):
             raise UserError("the run was begun in bf16, which this machine lacks", str(artifact.path))
         plan |= {name: value for name in _MEMORY if (value := getattr(config, name)) != "auto"}
         source.tokens_per_batch = plan["tokens_per_batch"]
         with masters(lm.model, plan["precision"], lm.dtype), _checkpointing(lm, plan["gradient_checkpointing"]):
-            expected = estimate(lm, source, plan)
+            expected = ranks.lead(lambda: estimate(lm, source, plan))
+            expected = replace(expected, seconds=expected.seconds / ranks.size)
             frozen = None
             if reference is not None:
                 self_test(reference.model)
                 kept = artifact.checkpoints if config.reference_logps == "cached" else None
                 frozen = ReferenceLogps(reference, plan["precision"], kept)
-            trainer = PackedTrainer(
-                lm, objective, source, config, arithmetic=plan["precision"],
-                checkpoints=artifact.checkpoints.resolve(), metrics=artifact.metrics, seed=derive(seed, "trainer"),
-                reference=frozen, evaluation=_evaluation(eval_rows, objective, lm, length, plan["tokens_per_batch"]),
-                callbacks=(*callbacks, *_tensorboard(config, artifact)),
-            )  # fmt: skip
-            return _run(trainer, artifact, expected)
+            evaluation = _evaluation(eval_rows, objective, lm, length, plan["tokens_per_batch"], ranks)
+            with sharded(lm, ranks):
+                trainer = PackedTrainer(
+                    lm, objective, source, config, ranks=ranks, arithmetic=plan["precision"],
+                    checkpoints=artifact.checkpoints.resolve(), metrics=artifact.metrics, seed=derive(seed, "trainer"),
+                    reference=frozen, evaluation=evaluation,
+                    callbacks=(*callbacks, *_tensorboard(config, artifact, ranks)),
+                )  # fmt: skip
+                return _run(trainer, artifact, expected)
 
 
-def decisions(lm: LanguageModel, source: Source, config: TrainConfig) -> dict[str, Any]:
+def _check_processes(
+    lm: LanguageModel, rows: Dataset | Rounds, reference: LanguageModel | None, ranks: Ranks
+) -> None:
+    """UserError says what several processes cannot do together, before they begin."""
+    if ranks.device is not None and not ranks.sharded and lm.device.type != ranks.device.type:
+        expected = f"--device {ranks.device.type}, or a launch with ACCELERATE_USE_CPU=true"
+        raise UserError(f"the model is on {lm.device.type}, its processes on {ranks.device.type}", lm.name, expected)
+    if not ranks.sharded:
+        return
+    if not isinstance(rows, Dataset):
+        expected = "whole weights in every process: without --use_fsdp"
+        raise UnsupportedCapability("rounds need whole weights to make their rows", "--use_fsdp", expected)
+    shared = {id(p) for p in lm.model.parameters()}
+    if reference is not None and any(id(p) in shared for p in reference.model.parameters()):
+        expected = "a reference that is loaded apart, or a launch without --use_fsdp"
+        raise UnsupportedCapability("a view of the model whose weights are split cannot be one", "reference", expected)
+
+
+def decisions(lm: LanguageModel, source: Source, config: TrainConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
     """What "auto" means on this machine: written to plan.json once."""
-    budget = config.tokens_per_batch
+    budget, device = config.tokens_per_batch, ranks.device or lm.device
     plan = {
-        "precision": decide(config.precision, lm.device),
-        "tokens_per_batch": (4096 if lm.device.type == "cpu" else 16384) if budget == "auto" else budget,
+        "precision": decide(config.precision, device),
+        "tokens_per_batch": (4096 if device.type == "cpu" else 16384) if budget == "auto" else budget,
         "gradient_checkpointing": config.gradient_checkpointing,
         "steps": source.steps,
     }
     if config.gradient_checkpointing == "auto":
-        plan["gradient_checkpointing"] = choose_checkpointing(lm, source, plan)
+        # Who splits the weights is short of memory; how much of it a process will need is not known before they are.
+        plan["gradient_checkpointing"] = ranks.sharded or choose_checkpointing(lm, source, plan)
     return plan
 
 
 def _run(trainer: PackedTrainer, artifact: Artifact, expected: Estimate) -> dict[str, Any]:
-    lm, steps = trainer.lm, trainer.source.steps
-    done = finished_checkpoints(trainer.checkpoints)
-    begin = int(done[-1].name.split("-")[1]) if done else 0
-    artifact.metrics.cut(begin)
+    lm, steps, ranks = trainer.lm, trainer.source.steps, trainer.ranks
+    done = ranks.lead(lambda: next(reversed(finished_checkpoints(trainer.checkpoints)), None))
+    begin = int(done.name.split("-")[1]) if done else 0
+    ranks.lead(lambda: artifact.metrics.cut(begin))
     lm.fingerprint = None  # until the run is whole, these weights are nobody's
-    if begin < steps:
-        expected.announce()
-        with _stop_politely() as stop, track("train", steps - begin, "steps") as step:
-            trainer.add_callback(_Progress(stop, step))
-            trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
-            if stop.is_set():
+    if done is None or begin < steps:
+        if ranks.first:
+            expected.announce()
+        with _stop_politely(ranks) as stop, _shown(steps - begin, ranks) as step:
+            trainer.add_callback(_Progress(stop, step, ranks))
+            trainer.train(resume_from_checkpoint=str(done) if done else None)
+            if ranks.any(stop.is_set()):
                 raise KeyboardInterrupt
     else:
-        trainer.restore(done[-1])
-    lines = artifact.metrics.read()
+        trainer.restore(done)
+    lines = ranks.lead(artifact.metrics.read)
     metrics: dict[str, Any] = {"steps": steps, "tokens": trainer.tokens_seen}
     for line in lines:
         metrics |= {name: value for name, value in line.items() if name == "loss" or name.startswith("eval_")}
@@ -166,9 +217,13 @@ def _run(trainer: PackedTrainer, artifact: Artifact, expected: Estimate) -> dict
     return metrics | {"rows": len(store), "dropped": store.dropped, **expected.facts()}
 
 
+def _shown(steps: int, ranks: Ranks) -> AbstractContextManager[Any]:
+    return track("train", steps, "steps") if ranks.first else nullcontext(lambda n, **numbers: None)
+
+
 class _Progress(TrainerCallback):
-    def __init__(self, stop: threading.Event, step: Any) -> None:
-        self.stop, self.step = stop, step
+    def __init__(self, stop: threading.Event, step: Any, ranks: Ranks) -> None:
+        self.stop, self.step, self.ranks = stop, step, ranks
         self.numbers: dict[str, Any] = {}
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
@@ -177,23 +232,29 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.step(1, **self.numbers)
-        if self.stop.is_set():
+        if self.ranks.any(self.stop.is_set()):
+            self.stop.set()
             control.should_save = control.should_training_stop = True
 
 
 @contextmanager
-def _stop_politely() -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM asks for a checkpoint at the end of the step; the second leaves at once."""
+def _stop_politely(ranks: Ranks) -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM asks for a checkpoint at the end of the step; the second leaves at once.
+
+    Several processes hear of one Ctrl-C twice, from the terminal and from their launcher, which has the last word.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def ask(number: int, frame: Any) -> None:
-        if stop.is_set():
+        if stop.is_set() and ranks.size == 1:
             raise KeyboardInterrupt
+        if ranks.first and not stop.is_set():
+            again = " (once more: at once, back to the last one)" if ranks.size == 1 else ""
+            say(f"stopping when this step is done, with a checkpoint{again}")
         stop.set()
-        say("stopping when this step is done, with a checkpoint (once more: at once, back to the last one)")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -223,12 +284,15 @@ def _checkpointing(lm: LanguageModel, on: bool) -> Iterator[None]:
         model.activation_checkpointing_disable()
 
 
-def _tensorboard(config: TrainConfig, artifact: Artifact) -> list[TrainerCallback]:
-    return [tensorboard(artifact.path / TENSORBOARD)] if TENSORBOARD in config.report_to else []
+def _tensorboard(config: TrainConfig, artifact: Artifact, ranks: Ranks) -> list[TrainerCallback]:
+    wanted = TENSORBOARD in config.report_to and ranks.first
+    return [tensorboard(artifact.path / TENSORBOARD)] if wanted else []
 
 
-def _evaluation(rows: Dataset | None, objective: Objective, lm: LanguageModel, length: int, budget: int) -> Work | None:
+def _evaluation(
+    rows: Dataset | None, objective: Objective, lm: LanguageModel, length: int, budget: int, ranks: Ranks
+) -> Work | None:
     if rows is None:
         return None
-    store = nonempty(rows, objective, lm, length, "eval_rows")
-    return work(store, rows, np.arange(len(store)), objective, budget, None)
+    store = ranks.in_turn(lambda: nonempty(rows, objective, lm, length, "eval_rows"))
+    return work(store, rows, np.arange(len(store)), objective, budget, None, lm, ranks)

@@ -1,4 +1,4 @@
-"""Which rows make a step, and which of them are computed together. Depends on the seed and the step alone.
+"""Which rows make a step, and which of them are computed together, and where. Depends on the seed and the step alone.
 
 So a resumed run needs no cursor, and memory settings never change what is learnt. Knows nothing about tensors.
 """
@@ -6,6 +6,7 @@ So a resumed run needs no cursor, and memory settings never change what is learn
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
@@ -82,3 +83,28 @@ def _first_fit(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
             batches.append([int(i)])
             rooms.append(budget - length)
     return [np.sort(np.array(b)) for b in batches]
+
+
+def shares(costs: np.ndarray, count: int) -> list[np.ndarray]:
+    """Indices into `costs` in `count` parts of nearly the same sum; some are empty where there are fewer indices.
+
+    Largest differencing (Karmarkar and Karp) within windows of 1024; deterministic.
+    """
+    parts: list[list[np.ndarray]] = [[] for _ in range(count)]
+    for begin in range(0, len(costs), _WINDOW):
+        for part, found in zip(parts, _differencing(costs[begin : begin + _WINDOW], count)):
+            part.append(begin + found)
+    return [np.concatenate(part) for part in parts]
+
+
+def _differencing(costs: np.ndarray, count: int) -> list[np.ndarray]:
+    """The two partitions whose sums are furthest apart become one, largest part with smallest, until one is left."""
+    nothing: list[tuple[float, list[int]]] = [(0.0, [])] * (count - 1)
+    heap = [(-float(cost), i, [(float(cost), [i]), *nothing]) for i, cost in enumerate(costs)]
+    heapify(heap)
+    while len(heap) > 1:
+        _, first, one = heappop(heap)
+        _, _, other = heappop(heap)
+        merged = sorted(((a + b, p + q) for (a, p), (b, q) in zip(one, reversed(other))), key=lambda part: -part[0])
+        heappush(heap, (merged[-1][0] - merged[0][0], first, merged))
+    return [np.sort(np.array(part, dtype=np.int64)) for _, part in heap[0][2]]

@@ -19,7 +19,8 @@ from maypole.data.reader import read
 from maypole.models.language_model import LanguageModel
 from maypole.train.config import TrainConfig
 from maypole.train.objective import Objective, Rounds
-from maypole.train.planner import Order, micro_batches
+from maypole.train.planner import Order, micro_batches, shares
+from maypole.train.ranks import ALONE, Ranks
 from maypole.train.tokens import TokenStore, tokenize
 
 log = logging.getLogger(__name__)
@@ -27,14 +28,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One optimiser step: rows of `store` in `batches` that are computed together; `denominator` divides its sums.
+    """One optimiser step: the rows `chosen` of `store`; `denominator` divides their sums.
 
-    `name` tells stores apart: "round-000" or "eval".
+    `batches` are computed together; where several processes train they are this one's part of the rows, and none has
+    more than `passes` of them. `name` tells stores apart: "round-000" or "eval".
     """
 
     store: TokenStore
     rows: Dataset
+    chosen: np.ndarray
     batches: list[np.ndarray]
+    passes: int
     denominator: float
     round: int
     tokens: int
@@ -58,9 +62,10 @@ class Source:
         max_length: int,
         seed: int,
         folder: Path,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._given, self._objective, self._lm, self._config = rows, objective, lm, config
-        self._max_length, self._seed, self._folder = max_length, seed, folder
+        self._max_length, self._seed, self._folder, self._ranks = max_length, seed, folder, ranks
         self.examples_per_step = config.examples_per_step
         self.rounds = 1 if isinstance(rows, Dataset) else rows.count
         self.tokens_per_batch = 0  # set once memory is known
@@ -93,7 +98,7 @@ class Source:
         if epochs is not None and order.steps != self.steps_per_round:
             order = self._order(store, number, None)
         chosen = order.step(within)
-        return work(store, rows, chosen, self._objective, self.tokens_per_batch, number)
+        return work(store, rows, chosen, self._objective, self.tokens_per_batch, number, self._lm, self._ranks)
 
     def epoch(self, steps: int) -> float:
         """Passes over the rows of its round after `steps` steps of the run."""
@@ -106,28 +111,33 @@ class Source:
     def _round(self, number: int) -> tuple[Dataset, TokenStore]:
         if self._current is None or self._current[0] != number:
             rows = self._given if isinstance(self._given, Dataset) else self._kept(number, self._given)
-            store = nonempty(rows, self._objective, self._lm, self._max_length)
+            store = self._ranks.in_turn(lambda: nonempty(rows, self._objective, self._lm, self._max_length))
             self._current = (number, rows, store)
         return self._current[1], self._current[2]
 
     def _kept(self, number: int, rounds: Rounds) -> Dataset:
-        """The rows of a round: read where they were made before, else made and on the disk before the first step."""
+        """The rows of a round: read where they were made before, else made and on the disk before the first step.
+
+        The first of several processes makes them, the others read them.
+        """
         path = self._folder / "rounds" / f"{number:03}" / "rows.parquet"
-        if not path.is_file():
-            self._lm.model.eval()
-            with torch.random.fork_rng():  # a resumed run does not make them again and must draw the same afterwards
-                made = rounds(number, self._lm)
-            if not len(made):
-                raise UserError("it made no rows", f"round {number}", "at least one; nothing is kept of it")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".tmp")
-            with pq.ParquetWriter(part, made.features.arrow_schema) as file:
-                for table in made.with_format("arrow").iter(1000):
-                    file.write_table(table)
-            fsync_file(part)
-            part.rename(path)
-            fsync_directory(path.parent)
+        self._ranks.lead(lambda: path.is_file() or self._make(path, number, rounds))
         return read(path, self._objective.rows)
+
+    def _make(self, path: Path, number: int, rounds: Rounds) -> None:
+        self._lm.model.eval()
+        with torch.random.fork_rng():  # a resumed run does not make them again and must draw the same afterwards
+            made = rounds(number, self._lm)
+        if not len(made):
+            raise UserError("it made no rows", f"round {number}", "at least one; nothing is kept of it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".tmp")
+        with pq.ParquetWriter(part, made.features.arrow_schema) as file:
+            for table in made.with_format("arrow").iter(1000):
+                file.write_table(table)
+        fsync_file(part)
+        part.rename(path)
+        fsync_directory(path.parent)
 
 
 def nonempty(
@@ -147,11 +157,22 @@ def nonempty(
 
 
 def work(
-    store: TokenStore, rows: Dataset, chosen: np.ndarray, objective: Objective, budget: int, round: int | None
+    store: TokenStore,
+    rows: Dataset,
+    chosen: np.ndarray,
+    objective: Objective,
+    budget: int,
+    round: int | None,
+    lm: LanguageModel,
+    ranks: Ranks,
 ) -> Work:
     """The store's rows `chosen` as batches of at most `budget` tokens; `round` None is evaluation."""
     lengths = store.lengths_of(chosen)
-    batches = [chosen[b] for b in micro_batches(lengths, budget)]
+    # A token's attention costs its context times d, its matrix products about twelve times d squared.
+    width: int = lm.transformer.config.get_text_config().hidden_size
+    parts = shares(lengths + lengths**2 / (12 * width), ranks.size) if ranks.size > 1 else [np.arange(len(chosen))]
+    packed = [[chosen[part][b] for b in micro_batches(lengths[part], budget)] for part in parts]
     denominator = store.weight_of(chosen) if objective.unit == "tokens" else float(len(chosen))
     name = "eval" if round is None else f"round-{round:03}"
-    return Work(store, rows, batches, denominator, round or 0, int(lengths.sum()), name)
+    passes = max(map(len, packed))
+    return Work(store, rows, chosen, packed[ranks.rank], passes, denominator, round or 0, int(lengths.sum()), name)

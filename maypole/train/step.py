@@ -3,7 +3,9 @@
 Knows nothing about optimisers, schedules or files.
 """
 
+import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +119,11 @@ class ReferenceLogps:
         if work.name not in self._known:
             path, shape = folder / f"reference-{work.name}.f32", (max(work.store.tokens, 1),)
             if not path.is_file():
-                part = path.with_suffix(".tmp")
+                part = path.with_suffix(f".{os.getpid()}.tmp")
                 np.full(shape, np.nan, dtype=np.float32).tofile(part)
-                part.rename(path)
+                with suppress(FileExistsError):  # another process of this run was faster; what it knows stays
+                    os.link(part, path)
+                part.unlink()
             self._known[work.name] = np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
         return self._known[work.name]
 

@@ -19,6 +19,8 @@ from maypole.models.adapters import merged, new_adapter, strip
 from maypole.models.language_model import FOLLOW, LanguageModel
 from maypole.models.saving import save
 from maypole.train.config import TrainConfig
+from maypole.train.ranks import ALONE, Ranks
+from maypole.train.sharding import split_like
 
 WEIGHTS = "trainable.safetensors"
 
@@ -28,7 +30,14 @@ def become(lm: LanguageModel, made: LanguageModel) -> None:
     lm.model, lm.adapter, lm.name, lm.fingerprint = made.model, made.adapter, made.name, made.fingerprint
 
 
-def make_trainable(lm: LanguageModel, config: TrainConfig, seed: int, folder: Path, final: Path | None = None) -> None:
+def make_trainable(
+    lm: LanguageModel,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    final: Path | None = None,
+    ranks: Ranks = ALONE,
+) -> None:
     """What is to be learnt has gradients, the rest has none: a new adapter, the adapter at hand, or all weights.
 
     An adapter at hand makes room for a new one: it is merged, and the new one's base saved as ``folder/base``, which
@@ -37,7 +46,7 @@ def make_trainable(lm: LanguageModel, config: TrainConfig, seed: int, folder: Pa
     if config.peft is not None:
         if lm.adapters:
             become(lm, merged(lm))
-            save(lm, folder / "base")
+            ranks.lead(lambda: save(lm, folder / "base"))
             lm.name = str((final or folder).absolute() / "base")
         become(lm, new_adapter(lm, config.peft, seed=seed))
     elif lm.adapters:
@@ -100,4 +109,4 @@ def load_trainable(model: nn.Module, checkpoint: Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(stored[name])
+                parameter.copy_(split_like(parameter, stored[name]))

@@ -19,6 +19,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from maypole.core.atomic import fsync_directory, fsync_tree
 from maypole.core.errors import ConfigError, UserError
@@ -29,6 +30,8 @@ from maypole.train.batch import pack
 from maypole.train.config import TrainConfig
 from maypole.train.objective import Objective
 from maypole.train.precision import Arithmetic, autocast
+from maypole.train.ranks import Ranks
+from maypole.train.sharding import local, run_whole, split_like, whole
 from maypole.train.source import Source, Work
 from maypole.train.step import ReferenceLogps, loss_of
 from maypole.train.trackers import TENSORBOARD
@@ -74,6 +77,7 @@ class PackedTrainer(transformers.Trainer):
         source: Source,
         config: TrainConfig,
         *,
+        ranks: Ranks,
         arithmetic: Arithmetic,
         checkpoints: Path,
         metrics: Metrics,
@@ -83,6 +87,7 @@ class PackedTrainer(transformers.Trainer):
         callbacks: tuple[TrainerCallback, ...],
     ) -> None:
         self.lm, self.objective, self.source, self.config = lm, objective, source, config
+        self.ranks, self.device = ranks, ranks.device or lm.device
         self.arithmetic: Arithmetic = arithmetic
         self.checkpoints, self.lines, self.reference, self.evaluation = checkpoints, metrics, reference, evaluation
         self.window = Window()
@@ -104,9 +109,9 @@ class PackedTrainer(transformers.Trainer):
             eval_strategy="steps" if config.eval_steps and evaluation else "no",
             eval_steps=config.eval_steps or None,
             report_to=[name for name in config.report_to if name != TENSORBOARD] or "none",
-            use_cpu=lm.device.type == "cpu",
+            use_cpu=self.device.type == "cpu",
             use_cache=bool(getattr(lm.transformer.config, "use_cache", True)),  # the Trainer writes it into the model
-            seed=seed % 2**32,
+            seed=(seed + ranks.rank) % 2**32,
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
@@ -117,12 +122,23 @@ class PackedTrainer(transformers.Trainer):
             model=lm.model, args=args, train_dataset=Steps(source.steps), callbacks=list(callbacks),
             eval_dataset=Steps(1) if evaluation else None,
         )  # fmt: skip
+        # Gradients are summed here, once a step, however many batches each process has of it: nothing else may wrap the
+        # model, nor share out the steps.
+        self.is_distributed_loading_by_transformers = ranks.size > 1
         for default in (transformers.PrinterCallback, transformers.ProgressCallback):
             self.remove_callback(default)
         self.add_callback(_Bookkeeping(self))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def get_train_dataloader(self) -> Any:
+        if self.ranks.size == 1:
+            return super().get_train_dataloader()
+        return torch.utils.data.DataLoader(self.train_dataset, batch_size=1)  # type: ignore[arg-type]
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        return None
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
@@ -156,8 +172,12 @@ class PackedTrainer(transformers.Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> torch.Tensor:
         """The norm before clipping, measured once; the Trainer's own hook for clipping is not needed beside it."""
-        gradients = [p.grad for p in self.lm.model.parameters() if p.grad is not None]
+        gradients = [local(p.grad) for p in self.lm.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if self.ranks.sharded:
+            norm = norm**2
+            self.ranks.sum([norm])
+            norm = norm.sqrt()
         if not torch.isfinite(norm):
             raise self._diverged(self.source.step(self.state.global_step), f"the gradient's norm is {float(norm)}")
         if self.config.max_grad_norm > 0:
@@ -191,28 +211,59 @@ class PackedTrainer(transformers.Trainer):
         self._round = work.round
 
     def _sum(self, work: Work, *, backward: bool) -> tuple[torch.Tensor, Counter[str]]:
-        """The objective's sum over all batches, and its metrics' sums."""
-        device = self.lm.device
-        total = torch.zeros((), dtype=torch.float64, device=device)
+        """The objective's sum over all rows of `work`, and its metrics' sums; with `backward` the gradient of both.
+
+        In several processes each computes its part; all have the sums and, unless it is sharded, the gradient.
+        """
+        if self.ranks.size == 1:
+            return self._own_sum(work, backward)
+        learning = [p for p in self.lm.model.parameters() if p.requires_grad]
+
+        def part() -> tuple[float, Counter[str], list[bool]]:
+            total, sums = self._own_sum(work, backward)
+            return float(total), sums, [p.grad is not None for p in learning]
+
+        parts = self.ranks.each(part)
+        if backward and not self.ranks.sharded:
+            learned = [p for p, *seen in zip(learning, *(seen for *_, seen in parts)) if any(seen)]
+            for parameter in learned:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self.ranks.sum([p.grad for p in learned if p.grad is not None])
+        sums: Counter[str] = Counter()
+        for _, own, _ in parts:
+            sums.update(own)
+        return torch.tensor(sum(total for total, *_ in parts), dtype=torch.float64, device=self.device), sums
+
+    def _own_sum(self, work: Work, backward: bool) -> tuple[torch.Tensor, Counter[str]]:
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         sums: Counter[str] = Counter()
         with packed_execution(self.lm.model), torch.set_grad_enabled(backward):
             for rows in work.batches:
-                batch = pack(work.store, rows).to(device)
-                reference = self.reference(batch, work) if self.reference is not None else None
-                with autocast(self.arithmetic, device):
-                    loss = loss_of(
-                        self.lm.model, batch, self.objective, work.rows, work.store.row_index[rows], reference, sums
-                    )
+                loss = self._loss(work, rows, sums)
                 if backward:
                     (loss / work.denominator).backward()
                 total += loss.detach().double()
+            for _ in range(work.passes - len(work.batches) if self.ranks.sharded else 0):
+                # The others need this process's shards in every pass: a row of the step, counted for nothing.
+                loss = self._loss(work, work.chosen[:1], Counter())
+                if backward:
+                    (0.0 * loss).backward()
         return total, sums
+
+    def _loss(self, work: Work, rows: np.ndarray, sums: Counter[str]) -> torch.Tensor:
+        batch = pack(work.store, rows).to(self.device)
+        reference = self.reference(batch, work) if self.reference is not None else None
+        with autocast(self.arithmetic, self.device):
+            return run_whole(
+                loss_of, self.lm.model, batch, self.objective, work.rows, work.store.row_index[rows], reference, sums
+            )
 
     def _diverged(self, work: Work, what: str) -> UserError:
         """What to tell: the rows that have no finite loss of their own, looked up one by one now that all stops."""
         self.lm.model.eval()
-        rows = np.concatenate(work.batches)
-        alone = (self._sum(replace(work, batches=[np.array([r])]), backward=False)[0] for r in rows)
+        rows = work.chosen
+        alone = (self._sum(replace(work, batches=[np.array([r])], passes=1), backward=False)[0] for r in rows)
         guilty = [r for r, loss in zip(rows, alone) if not torch.isfinite(loss)]
         if 0 < len(guilty) < len(rows):
             numbers = sorted(int(work.store.row_index[r]) + 1 for r in guilty)
@@ -248,16 +299,22 @@ class PackedTrainer(transformers.Trainer):
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """``step-N.tmp``, fsynced, then renamed: only whole checkpoints are ever resumed from."""
+        """``step-N.tmp``, fsynced, then renamed: only whole checkpoints are ever resumed from.
+
+        Whole weights and moments, however they were held: any number of processes goes on from them.
+        """
         final = self.checkpoints / f"step-{self.state.global_step:08}"
-        if final.exists():
-            return
         part = final.with_suffix(".tmp")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        save_file(trainable_state(self.lm.model), part / WEIGHTS)
-        self._save_optimizer_and_scheduler(str(part))
-        self._save_rng_state(str(part))
+        if self.ranks.lead(lambda: final.exists() or _empty(part)):
+            return
+        weights, moments = whole(trainable_state(self.lm.model)), whole(self.optimizer.state_dict())
+        self.ranks.each(lambda: self._save_rng_state(str(part)))
+        self.ranks.lead(lambda: self._write(part, final, weights, moments))
+
+    def _write(self, part: Path, final: Path, weights: dict[str, torch.Tensor], moments: dict[str, Any]) -> None:
+        save_file(weights, part / WEIGHTS)
+        torch.save(moments, part / OPTIMIZER_NAME)
+        torch.save(self.lr_scheduler.state_dict(), part / SCHEDULER_NAME)
         self.state.save_to_json(str(part / "trainer_state.json"))
         own = {"tokens_seen": self.tokens_seen, "round": self._round, "window": asdict(self.window)}
         (part / PROGRESS).write_text(json.dumps(own))
@@ -275,6 +332,16 @@ class PackedTrainer(transformers.Trainer):
         own = json.loads((checkpoint / PROGRESS).read_text())
         self.tokens_seen = self._kept_tokens = own["tokens_seen"]
         self._round, self.window = own["round"], Window(**own["window"])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.ranks.sharded or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        moments = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", mmap=True, weights_only=True)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for parameter, state in zip(parameters, moments["state"].values()):
+            state |= {k: split_like(parameter, v) for k, v in state.items() if v.shape == parameter.shape}
+        self.optimizer.load_state_dict(moments)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def restore(self, checkpoint: Path) -> None:
         """Stand where `checkpoint` was written, with no step to follow."""
@@ -302,7 +369,14 @@ class _Bookkeeping(TrainerCallback):
             control.should_evaluate = True
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        self.trainer.lines.log(state.global_step, **(logs or {}))
+        if self.trainer.ranks.first:
+            self.trainer.lines.log(state.global_step, **(logs or {}))
+
+
+def _empty(folder: Path) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return False
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:

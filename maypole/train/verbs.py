@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from maypole.data.rows import RowType
     from maypole.models.language_model import LanguageModel
     from maypole.train.objective import Objective
+    from maypole.train.ranks import Ranks
 
 PREVIEWED = 1000
 """Rows that ``--dry-run`` turns into tokens."""
@@ -70,12 +71,7 @@ def sft(config: SftOptions) -> Artifact | DryRun:
         maypole train sft --model base --data chats.jsonl --learning-rate 2e-4 --peft.type lora --peft.r 16 --out tuned
         maypole train sft --model base --data a.jsonl b.parquet --mix 3 1 --eval-data held-out.jsonl --out tuned
     """
-    from maypole.data.rows import CHAT
-    from maypole.train.supervised import Chats, Completions
-
-    required(config, "data")
-    kind = _kind_of([*config.data, *config.eval_data], config.names)
-    return _train("sft", config, Chats() if kind is CHAT else Completions())
+    return _train("sft", config)
 
 
 def pretrain(config: PretrainOptions) -> Artifact | DryRun:
@@ -87,32 +83,50 @@ def pretrain(config: PretrainOptions) -> Artifact | DryRun:
         maypole train pretrain --model new --data docs/ --learning-rate 1e-3 --max-steps 1000 --out base
         maypole train pretrain --model base --data notes.md --num-train-epochs 2 --out adapted
     """
-    from maypole.train.supervised import LanguageModeling
+    return _train("pretrain", config)
+
+
+def _train(kind: str, config: TrainOptions) -> Artifact | DryRun:
+    from maypole.models.hub import commits
+    from maypole.train.ranks import join
+
+    def begin() -> Artifact:
+        return Artifact.open(
+            config.out, kind=kind, config=config, inputs=commits(config), seed=config.seed, force=config.force
+        )
+
+    ranks = join()
+    with ranks.together():
+        objective = _objective(config)
+        if config.dry_run:
+            return _plan(kind, config, objective)
+        with ranks.open(begin) as artifact:
+            if artifact.finished:
+                return artifact
+            from maypole.data import read
+            from maypole.train.fit import fit
+            from maypole.train.result import save_result
+
+            names, mix = config.names, config.mix or None
+            rows = ranks.in_turn(lambda: read(config.data, objective.rows, columns=names, mix=mix, seed=config.seed))
+            measured = None
+            if config.eval_data:
+                measured = ranks.in_turn(lambda: read(config.eval_data, objective.rows, columns=names))
+            lm = _load(config, ranks)
+            fit(lm, rows, objective, config, out=artifact, seed=config.seed, eval_rows=measured)
+            ranks.lead(lambda: save_result(lm, artifact, artifact.manifest["metrics"]))
+            return ranks.finish(artifact)
+
+
+def _objective(config: TrainOptions) -> "Objective":
+    from maypole.data.rows import CHAT
+    from maypole.train.supervised import Chats, Completions, LanguageModeling
 
     required(config, "data")
-    return _train("pretrain", config, LanguageModeling())
-
-
-def _train(kind: str, config: TrainOptions, objective: "Objective") -> Artifact | DryRun:
-    if config.dry_run:
-        return _plan(kind, config, objective)
-    from maypole.models.hub import commits
-
-    with Artifact.open(
-        config.out, kind=kind, config=config, inputs=commits(config), seed=config.seed, force=config.force
-    ) as artifact:
-        if artifact.finished:
-            return artifact
-        from maypole.data import read
-        from maypole.train.fit import fit
-        from maypole.train.result import save_result
-
-        rows = read(config.data, objective.rows, columns=config.names, mix=config.mix or None, seed=config.seed)
-        measured = read(config.eval_data, objective.rows, columns=config.names) if config.eval_data else None
-        lm = _load(config)
-        fit(lm, rows, objective, config, out=artifact, seed=config.seed, eval_rows=measured)
-        save_result(lm, artifact, artifact.manifest["metrics"])
-        return artifact.finish()
+    if isinstance(config, PretrainOptions):
+        return LanguageModeling()
+    kind = _kind_of([*config.data, *config.eval_data], config.names)
+    return Chats() if kind is CHAT else Completions()
 
 
 def _plan(kind: str, config: TrainOptions, objective: "Objective") -> DryRun:
@@ -127,6 +141,7 @@ def _plan(kind: str, config: TrainOptions, objective: "Objective") -> DryRun:
 
     from maypole.data import preview, stream
     from maypole.train.dry_run import dry_run
+    from maypole.train.ranks import ALONE
 
     mix = config.mix or None
     first = preview(config.data, objective.rows, PREVIEWED, columns=config.names, mix=mix, seed=config.seed).rows
@@ -137,24 +152,26 @@ def _plan(kind: str, config: TrainOptions, objective: "Objective") -> DryRun:
         every = stream(config.data, objective.rows, columns=config.names, mix=mix, seed=config.seed)
         count = sum(len(batch) for batch in every)
     rows = Dataset.from_list([dict(row) for row in first])
-    plan = dry_run(_load(config), rows, count, objective, config, seed=config.seed)
+    plan = dry_run(_load(config, ALONE), rows, count, objective, config, seed=config.seed)
     return plan if found is None else replace(plan, reuses=(str(found.path),))
 
 
-def _load(config: TrainOptions) -> "LanguageModel":
+def _load(config: TrainOptions, ranks: "Ranks") -> "LanguageModel":
     """The model to train, with fresh weights for `pretrain` where its directory holds none."""
     from maypole.models.loading import create_from, has_weights, load
 
+    # Weights that are about to be split may be too many for a GPU.
+    device = config.device or ("cpu" if ranks.sharded else None)
     path = Path(config.model)
     bare = (path / "config.json").is_file() and not has_weights(path)
     if bare and isinstance(config, PretrainOptions):
         if config.adapter is not None:
             raise UserError("has no weights that an adapter could be for", config.model, "no --adapter")
-        return create_from(path, config.seed, device=config.device, dtype=config.dtype)
+        return create_from(path, config.seed, device=device, dtype=config.dtype)
     lm = load(
         config.model,
         adapter=config.adapter,
-        device=config.device,
+        device=device,
         dtype=config.dtype,
         quantization=config.quantization,  # pyright: ignore[reportArgumentType]
         revision=config.revision,

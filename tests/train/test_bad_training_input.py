@@ -155,9 +155,21 @@ def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
         fit(lm, tree_rows([leaf([4, 5])]), Trees(), config(report_to=("tensorboard",)), out=tmp_path / "out")
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UnsupportedCapability, match="several processes"):
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "--use_deepspeed: DeepSpeed is not available\n  hint: --use_fsdp"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "--use_fsdp: FSDP 1 is not available"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            "--fsdp_activation_checkpointing: .*\n.*--gradient-checkpointing",
+        ),
+    ],
+)
+def test_launches_that_cannot_work_are_refused(tmp_path, monkeypatch, wanted: dict, says: str):
+    for name, value in {"WORLD_SIZE": "2", **wanted}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UnsupportedCapability, match=says):
         fit(lm_with(model_of("llama")), tree_rows([leaf([4, 5])]), Trees(), config(), out=tmp_path / "out")
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maypole.train.planner import Order, micro_batches
+from maypole.train.planner import Order, micro_batches, shares
 
 lengths = st.lists(st.integers(1, 600), min_size=1, max_size=200).map(np.array)
 
@@ -42,3 +42,20 @@ def test_passes_are_shuffled_anew_unless_told_otherwise():
 def test_passes_without_end_have_no_last_step():
     with pytest.raises(ValueError, match="no last step"):
         _ = Order(5, 2, None, seed=1).steps
+
+
+@given(lengths, st.integers(1, 9))
+def test_every_row_is_in_one_share_and_no_share_has_a_row_too_many(rows: np.ndarray, count: int):
+    parts = shares(rows, count)
+    assert len(parts) == count
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(rows)))
+    sums = [rows[part].sum() for part in parts]
+    assert max(sums) - min(sums) <= rows.max()
+
+
+def test_shares_are_nearly_equal_and_always_the_same():
+    rows = np.random.default_rng(0).lognormal(4.0, 0.8, 3000)
+    parts = shares(rows, 8)
+    sums = np.array([rows[part].sum() for part in parts])
+    assert sums.max() / sums.mean() < 1.001
+    assert all(np.array_equal(a, b) for a, b in zip(parts, shares(rows, 8)))
