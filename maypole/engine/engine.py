@@ -114,7 +114,8 @@ class Engine:
         return inputs.encode(Request(prompt), self.tokenizer, 0, self._runner.vocabulary).tolist()
 
     def stats(self) -> dict[str, int]:
-        """Sequences waiting and running, tokens in the cache, bytes allocated for it and for repacked weights."""
+        """Sequences waiting and running and how often one made way; tokens of running sequences and of prefixes in the
+        cache, bytes allocated for both and for repacked weights."""
         scheduler = self._scheduler
         running = [] if scheduler is None else scheduler.running
         waiting = 0 if scheduler is None else len(scheduler.waiting) + len(scheduler.inbox)
@@ -122,7 +123,9 @@ class Engine:
             "running": len(running),
             "waiting": waiting,
             "kv_tokens": sum(s.held for s in running),
-            "kv_bytes": 0 if scheduler is None else scheduler.slots.bytes,
+            "prefix_tokens": 0 if scheduler is None else scheduler.memory.prefixes.tokens,
+            "kv_bytes": 0 if scheduler is None else scheduler.memory.bytes,
+            "preemptions": 0 if scheduler is None else scheduler.preemptions,
             "repacked_bytes": self._runner.repacked_bytes,
         }
 
@@ -253,7 +256,7 @@ class Engine:
             if self._scheduler is not None:
                 cancel([*self._scheduler.waiting, *self._scheduler.running, *self._scheduler.inbox])
                 self._scheduler.sweep()
-                self._scheduler.slots.free()
+                self._scheduler.memory.free()
 
     def _take(self, lm: LanguageModel, replaced: dict[str, torch.Tensor] | None = None) -> None:
         """Make `lm` the base; its adapters replace those of the same name."""
@@ -270,7 +273,7 @@ class Engine:
         self._ends = inputs.end_tokens(lm)
         if self._scheduler is not None:  # whoever waits in it is served by the new weights
             self._scheduler.runner, self._scheduler.bounds = runner, self._bounds
-            self._scheduler.slots = runner.cache(self.config.kv_dtype, self._bounds.kv_bytes)
+            self._scheduler.memory = runner.cache(self.config.kv_dtype, self._bounds.kv_bytes)
 
     def _generator(self) -> Scheduler:
         """The scheduler, made when first needed."""
@@ -278,8 +281,9 @@ class Engine:
             return self._scheduler
         with self._lock:
             if self._scheduler is None:
-                slots = self._runner.cache(self.config.kv_dtype, self._bounds.kv_bytes)
-                self._scheduler = Scheduler(self._runner, slots, self._bounds, self._bind)
+                memory = self._runner.cache(self.config.kv_dtype, self._bounds.kv_bytes)
+                alone = self.config.deterministic
+                self._scheduler = Scheduler(self._runner, memory, self._bounds, self._bind, alone=alone)
             return self._scheduler
 
     def _sequences(
@@ -373,7 +377,7 @@ class Engine:
         scheduler.sweep()
 
         def concerned() -> list[Running]:
-            return [s for s in scheduler.running if adapter is None or s.target == adapter]
+            return [s for s in scheduler.begun if adapter is None or s.target == adapter]
 
         moved = self._seen is not None and self.lm.base_version != self._seen
         if mode == "abort" or (moved and adapter is None):
@@ -382,6 +386,6 @@ class Engine:
             scheduler.sweep()
         if adapter is None:
             scheduler.admitting = False
-            while scheduler.running:
+            while scheduler.begun:
                 self._step()
             scheduler.admitting = True

@@ -1,7 +1,6 @@
-"""Attention plans of inference: trees of prompts computed once, and one new token per running sequence.
+"""Attention of whole sequences at once: what they begin with in common is computed once, and nothing is kept.
 
-Each plan attends for the model's own forward and, where it is given slots, keeps keys and values. Knows nothing about
-requests or sampling.
+Knows nothing about requests.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from maypole.engine.kv_slots import KVSlots
 from maypole.engine.prefix_tree import PrefixTree
 from maypole.models.attention import AttentionSpec
 from maypole.models.packing import causal_attention
@@ -53,18 +51,15 @@ class _Rows:
 
 @dataclass(slots=True)
 class TreePlan:
-    """Every slot of a prefix tree attends to its path, computed once; keys and values may be stored per sequence."""
+    """Every slot of a prefix tree attends to its path, computed once."""
 
     rows: list[_Rows]
     inverse: torch.Tensor
     positions: torch.Tensor
-    store: "Store | None" = None
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
         """query: (T, heads, d); key, value: (T, kv_heads, d) -> (T, heads, d)."""
         query, key = query.to(value.dtype), key.to(value.dtype)
-        if self.store is not None:
-            self.store.write(spec.layer, key, value)
         outs: list[torch.Tensor] = []
         for rows in self.rows:
             q, k, v = query[rows.queries], key[rows.keys], value[rows.keys]
@@ -73,65 +68,7 @@ class TreePlan:
         return (outs[0] if len(outs) == 1 else torch.cat(outs)).index_select(0, self.inverse)
 
 
-@dataclass(slots=True)
-class Store:
-    """Where a tree's keys and values go: source slot (N,) of the tree -> (row, position) (N,) of the cache."""
-
-    slots: KVSlots
-    source: torch.Tensor
-    row: torch.Tensor
-    position: torch.Tensor
-
-    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        keys, values = self.slots.layer(layer)
-        keys[self.row, :, self.position] = key[self.source].to(keys.dtype)
-        values[self.row, :, self.position] = value[self.source].to(values.dtype)
-
-
-@dataclass(slots=True)
-class DecodePlan:
-    """The next token of the cache's rows 0 to B-1; `lengths` (B,) counts what each row holds without it."""
-
-    slots: KVSlots
-    lengths: torch.Tensor
-    longest: int
-    masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
-
-    @property
-    def positions(self) -> torch.Tensor:
-        return self.lengths
-
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
-        """query: (B, heads, d); key, value: (B, kv_heads, d) -> (B, heads, d)."""
-        b, heads, d = query.shape
-        kv = key.shape[1]
-        keys, values = self.slots.layer(spec.layer)
-        index = torch.arange(b, device=query.device)
-        keys[index, :, self.lengths] = key.to(keys.dtype)
-        values[index, :, self.lengths] = value.to(values.dtype)
-        k, v = keys[:b, :, : self.longest + 1], values[:b, :, : self.longest + 1]
-        # Query heads that share a kv head stand as its rows, so keys are never repeated.
-        q = query.to(keys.dtype).reshape(b, kv, heads // kv, d)
-        mask = self._mask(spec.sliding_window, keys.dtype)
-        if spec.softcap is None:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scaling)
-        else:
-            out = _capped(q, k, v, spec, mask)
-        return out.reshape(b, heads, -1).to(value.dtype)
-
-    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """(B, 1, 1, L) additive, None where every row sees everything."""
-        if window is not None and window > self.longest:
-            window = None
-        if window not in self.masks:
-            gap = self.lengths[:, None] - torch.arange(self.longest + 1, device=self.lengths.device)
-            seen = gap >= 0 if window is None else (gap >= 0) & (gap < window)
-            bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-            self.masks[window] = None if bool(seen.all()) else bias[:, None, None, :]
-        return self.masks[window]
-
-
-def tree_plan(tree: PrefixTree, device: torch.device, store: Store | None = None) -> TreePlan:
+def tree_plan(tree: PrefixTree, device: torch.device) -> TreePlan:
     """The plan of a prefix tree; sequences without slots of their own need no row."""
     paths = [(path, start) for path, start in zip(tree.paths, tree.starts) if start < len(path)]
     inverse = np.empty(len(tree.tokens), dtype=np.int64)
@@ -154,7 +91,7 @@ def tree_plan(tree: PrefixTree, device: torch.device, store: Store | None = None
         groups.append(_Rows(q, k, at, causal))
         offset += queries.size
     positions = torch.from_numpy(tree.positions).to(device)
-    return TreePlan(groups, torch.from_numpy(inverse).to(device), positions, store)
+    return TreePlan(groups, torch.from_numpy(inverse).to(device), positions)
 
 
 def _similar(paths: list[tuple[np.ndarray, int]]) -> list[list[int]]:

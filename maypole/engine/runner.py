@@ -5,7 +5,7 @@ Decides nothing about order; knows sequences only as token ids, rows and adapter
 
 import threading
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from maypole.engine.adapters import Adapter, Lanes
-from maypole.engine.kv_slots import KVSlots
-from maypole.engine.plans import DecodePlan, ShapeProbe, Store, TreePlan, tree_plan
+from maypole.engine.kv_memory import KVMemory
+from maypole.engine.plans import ShapeProbe, TreePlan, tree_plan
 from maypole.engine.prefix_tree import Ids, PrefixTree, prefix_tree
 from maypole.engine.private_copy import private_copy
 from maypole.engine.repacked import Product, repack, repacked
+from maypole.engine.step_plan import PaddedPlan, Piece, step_plan
 from maypole.models.attention import attention_plan, causal_lm, check_supported, configs, use_packed
 from maypole.models.block_views import base_model
 from maypole.models.forward import self_test
@@ -65,7 +66,7 @@ class Runner:
             use_packed(config, plain, strict=True)
 
     @torch.no_grad()
-    def cache(self, dtype: str, max_bytes: int) -> KVSlots:
+    def cache(self, dtype: str, max_bytes: int) -> KVMemory:
         """An empty cache shaped by a one-token forward of the model."""
         probe = ShapeProbe()
         token = torch.zeros(1, dtype=torch.long, device=self.device)
@@ -74,7 +75,7 @@ class Runner:
             kept = torch.float32 if self.device.type == "cpu" and self.dtype.itemsize < 4 else self.dtype
         else:
             kept = getattr(torch, dtype)
-        return KVSlots(probe.shapes, kept, self.device, max_bytes)
+        return KVMemory(probe.shapes, kept, self.device, max_bytes)
 
     @torch.no_grad()
     def forward(
@@ -102,30 +103,33 @@ class Runner:
         self,
         sequences: Sequence[Ids],
         adapters: Sequence[Adapter | None],
-        salts: Sequence[Hashable] | None = None,
         layer: int = -1,
-        store: tuple[KVSlots, Sequence[int]] | None = None,
     ) -> tuple[torch.Tensor, PrefixTree]:
-        """Hidden states (T, d) of the prefix tree of `sequences`, shared where adapter and salt are equal.
-
-        With `store` = (cache, row of each sequence) keys and values are kept.
-        """
-        keys = [(id(a), s) for a, s in zip(adapters, salts or [None] * len(sequences))]
-        tree = prefix_tree(sequences, keys, least=LEAST_SHARED)
+        """Hidden states (T, d) of the prefix tree of `sequences`, shared where the adapter is the same."""
+        tree = prefix_tree(sequences, [id(a) for a in adapters], least=LEAST_SHARED)
         plan: TreePlan = tree_plan(tree, self.device)
-        if store is not None:
-            plan.store = self._store(store[0], tree, store[1])
         ids = torch.from_numpy(tree.tokens).to(self.device)
-        return self.forward(ids, plan.positions, plan, self._segments(tree, adapters), layer), tree
+        return self.forward(ids, plan.positions, plan, self._segments(_owners(tree, adapters), adapters), layer), tree
 
-    def decode(
-        self, slots: KVSlots, ids: Sequence[int], lengths: Sequence[int], adapters: Sequence[Adapter | None]
+    def step(
+        self, pieces: Sequence[Piece], ids: Sequence[Ids], adapters: Sequence[Adapter | None], *, alike: int = 0
     ) -> torch.Tensor:
-        """Hidden states (B, d) of one more token per row; `lengths` counts what each row of the cache holds."""
-        held = torch.tensor(lengths, device=self.device)
-        tokens = torch.tensor(ids, device=self.device)
-        plan = DecodePlan(slots, held, max(lengths))
-        return self.forward(tokens, held, plan, self._row_segments(adapters))
+        """Hidden states (pieces, d) after the last token of each piece, keys and values of all kept.
+
+        With `alike` the forward has a multiple of so many tokens whatever there is to do, and reads whole rows: a
+        piece's result then does not depend on which others come along.
+        """
+        plan = step_plan(pieces, self.device, whole_rows=alike > 0)
+        tokens = torch.from_numpy(np.concatenate(ids)).to(self.device)
+        owner = np.repeat([id(a) for a in adapters], [p.count for p in pieces])
+        segments = self._segments(owner, adapters)
+        if not alike:
+            return self.forward(tokens, plan.positions, plan, segments)[plan.last]
+        padding = -len(tokens) % alike
+        wide = PaddedPlan(plan, len(tokens))
+        zeros = tokens.new_zeros(padding)
+        hidden = self.forward(torch.cat([tokens, zeros]), torch.cat([plan.positions, zeros]), wide, segments)
+        return hidden[plan.last]
 
     def logits(self, hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Chunks (rows, logits (rows, vocabulary) in fp32 or better) of hidden states (N, d)."""
@@ -135,36 +139,22 @@ class Runner:
                 rows = slice(a, min(a + CHUNK, hidden.shape[0]))
                 yield rows, self.head.logits(hidden[rows], self._head_product)
 
-    def _store(self, slots: KVSlots, tree: PrefixTree, rows: Sequence[int]) -> Store:
-        lengths = [len(p) for p in tree.paths]
-        source = np.concatenate(tree.paths)
-        position = np.concatenate([np.arange(n) for n in lengths])
-        row = np.repeat(np.array(rows), lengths)
-        return Store(slots, *(torch.from_numpy(x).to(self.device) for x in (source, row, position)))
-
-    def _segments(
-        self, tree: PrefixTree, adapters: Sequence[Adapter | None]
-    ) -> list[tuple[Adapter, torch.Tensor | None]]:
+    def _segments(self, owner: Ids, adapters: Sequence[Adapter | None]) -> list[tuple[Adapter, torch.Tensor | None]]:
+        """The tokens of each adapter; `owner` (T,) says by id whose each is."""
         present = {id(a): a for a in adapters}
         if set(present.values()) == {None}:
             return []
         if len(present) == 1:
             return [(a, None) for a in present.values() if a is not None]
-        owner = np.empty(len(tree.tokens), dtype=np.int64)
-        for path, start, adapter in zip(tree.paths, tree.starts, adapters):
-            owner[path[start:]] = id(adapter)
         return [
             (a, torch.from_numpy(np.flatnonzero(owner == key)).to(self.device))
             for key, a in present.items()
             if a is not None
         ]
 
-    def _row_segments(self, adapters: Sequence[Adapter | None]) -> list[tuple[Adapter, torch.Tensor | None]]:
-        present = {id(a): a for a in adapters}
-        if len(present) == 1:
-            return [(a, None) for a in present.values() if a is not None]
-        return [
-            (a, torch.tensor([i for i, other in enumerate(adapters) if other is a], device=self.device))
-            for a in present.values()
-            if a is not None
-        ]
+
+def _owners(tree: PrefixTree, adapters: Sequence[Adapter | None]) -> Ids:
+    owner = np.empty(len(tree.tokens), dtype=np.int64)
+    for path, start, adapter in zip(tree.paths, tree.starts, adapters):
+        owner[path[start:]] = id(adapter)
+    return owner

@@ -1,38 +1,52 @@
-"""Which sequence runs when: admit what fits, prefill it as one tree, then one token for every running sequence a step.
+"""Which sequence runs when: each step is one forward with a token of all that generate and stretches of prompts.
 
-Sequences come and go at any step; each keeps one row of the cache, and the rows in use are always the first ones.
-Knows nothing about threads or texts.
+Sequences come and go at any step. Who begins like somebody before reads that beginning from the cache; when memory is
+short the youngest makes way and starts again later, with what it has said so far. Knows nothing about threads or texts.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 
 from maypole.core.errors import UserError
 from maypole.engine.adapters import Adapter
-from maypole.engine.kv_slots import KVSlots
+from maypole.engine.kv_memory import KVMemory
+from maypole.engine.prefix_cache import LEAST
 from maypole.engine.prefix_tree import shared_length
 from maypole.engine.runner import Runner
 from maypole.engine.sampling import draw
 from maypole.engine.sequence import Sequence
 from maypole.engine.settings import Bounds
+from maypole.engine.step_plan import Piece
+
+AHEAD = 32
+"""Tokens beyond its prompt that a sequence is given room for when it starts."""
 
 
 class Scheduler:
-    """The queue and the running rows of one engine.
+    """The queue and the running sequences of one engine.
 
-    `bind(name)` gives the adapter of that name and the version of its weights at this moment.
+    `bind(name)` gives the adapter of that name and the version of its weights at this moment. With `alone` nothing is
+    shared and prompts run by themselves, so that a sequence's numbers are the same to the bit whatever runs beside it.
     """
 
     def __init__(
-        self, runner: Runner, slots: KVSlots, bounds: Bounds, bind: Callable[[str | None], tuple[Adapter | None, int]]
+        self,
+        runner: Runner,
+        memory: KVMemory,
+        bounds: Bounds,
+        bind: Callable[[str | None], tuple[Adapter | None, int]],
+        *,
+        alone: bool = False,
     ) -> None:
-        self.runner, self.slots, self.bounds, self.bind = runner, slots, bounds, bind
+        self.runner, self.memory, self.bounds, self.bind, self.alone = runner, memory, bounds, bind, alone
         self.inbox: deque[Sequence] = deque()
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.admitting = True
+        self.preemptions = 0
         self._stepped: list[Sequence] = []
         self._arrivals = 0
 
@@ -40,14 +54,24 @@ class Scheduler:
     def busy(self) -> bool:
         return bool(self.inbox or self.waiting or self.running)
 
+    @property
+    def _alike(self) -> int:
+        """Tokens of which every forward has a multiple where results must not depend on company."""
+        return max(self.bounds.max_seqs, 16)
+
+    @property
+    def begun(self) -> list[Sequence]:
+        """What has started and is not done, at work or made to wait."""
+        return [*self.running, *(s for s in self.waiting if s.generated)]
+
     def submit(self, sequences: Iterable[Sequence]) -> None:
         """Queue sequences; may be called while another thread is inside `step`."""
         self.inbox.extend(sequences)
 
     def check_fits(self, prompt: int, room: int) -> None:
         """UserError where a sequence could never run."""
-        if not self.slots.fits(1, room):
-            held = self.slots.max_bytes // self.slots.bytes_per_token
+        if not self.memory.fits_alone(room):
+            held = self.memory.max_bytes // self.memory.bytes_per_token
             raise UserError(
                 f"a prompt of {prompt:,} tokens and its completion need {room:,} tokens of cache",
                 "kv_bytes",
@@ -55,14 +79,24 @@ class Scheduler:
             )
 
     def step(self) -> None:
-        """One forward: the prompts of newly admitted sequences, or the next token of all running ones."""
+        """One forward, and a new token for every sequence whose tokens it has all read."""
         self.sweep()
-        admitted = self._admit() if self.admitting else []
-        self._stepped = admitted or list(self.running)
-        if admitted:
-            self._prefill(admitted)
-        elif self.running:
-            self._decode()
+        pieces = self._pieces()
+        if not pieces:
+            return
+        self._stepped = [sequence for sequence, _ in pieces]
+        hidden = self.runner.step(
+            [Piece(sequence, count) for sequence, count in pieces],
+            [sequence.tokens(sequence.held, sequence.held + count) for sequence, count in pieces],
+            [sequence.adapter for sequence in self._stepped],
+            alike=self._alike if self.alone else 0,
+        )
+        for sequence, count in pieces:
+            sequence.held += count
+        ready = [i for i, s in enumerate(self._stepped) if s.held == s.length]
+        self._share([self._stepped[i] for i in ready])
+        if ready:
+            self._sample([self._stepped[i] for i in ready], hidden[torch.tensor(ready, device=hidden.device)])
         self._stepped = []
 
     def sweep(self) -> None:
@@ -74,14 +108,13 @@ class Scheduler:
             if sequence.limit == 0 and sequence.ended is None:
                 sequence.version, sequence.ended = self.bind(sequence.target)[1], "length"
             self.waiting.append(sequence)
-        for sequence in [s for s in self.waiting if s.ended is not None or s.done]:
-            self.waiting.remove(sequence)
-            if not sequence.done:
-                sequence.report(0)
-        for sequence in [s for s in self.running if s.ended is not None or s.done]:
-            self._release(sequence)
-            if not sequence.done:
-                sequence.report(0)
+        for queue in (self.waiting, self.running):
+            for sequence in [s for s in queue if s.ended is not None or s.done]:
+                queue.remove(sequence)
+                if queue is self.running:
+                    self.memory.release(sequence)
+                if not sequence.done:
+                    sequence.report(0)
 
     def fail(self, error: BaseException) -> None:
         """Every sequence ends with `error`, the cache is empty; who listens is told when nothing of it is left."""
@@ -91,82 +124,142 @@ class Scheduler:
         self.inbox.clear()
         self.waiting.clear()
         self.running.clear()
+        self.memory.free()
         for sequence in failed:
-            sequence.row, sequence.error = None, error
+            sequence.slots, sequence.node, sequence.error = None, None, error
         for sequence in failed:
             if sequence.listener is not None:
                 sequence.report(0)
 
-    def _admit(self) -> list[Sequence]:
-        """The first of the queue that fit beside what runs, and what shares a beginning with them counts once."""
-        if not self.waiting:
-            return []
-        chosen: list[Sequence] = []
-        tokens, longest = 0, max((s.room for s in self.running), default=0)
-        for sequence in sorted(self.waiting, key=lambda s: (-s.request.priority, s.arrival)):
-            count = len(self.running) + len(chosen) + 1
-            if count > self.bounds.max_seqs or not self.slots.fits(count, max(longest, sequence.room)):
+    def _pieces(self) -> list[tuple[Sequence, int]]:
+        """What the next forward reads: (sequence, how many of its next tokens), those that generate first."""
+        pieces = [(s, 1) for s in self._room_to_go_on()]
+        generating = {id(s) for s, _ in pieces}
+        budget = max(self.bounds.max_batch_tokens - len(pieces), 1)
+        for sequence in [s for s in self.running if id(s) not in generating]:
+            budget = self._read(sequence, budget, pieces)
+        budget = self._admit(budget, pieces)
+        if not self.alone:
+            return pieces
+        prompts = [piece for piece in pieces if self._reads_prompt(piece[0])]
+        return prompts[:1] or pieces
+
+    def _reads_prompt(self, sequence: Sequence) -> bool:
+        """Whether the next tokens go through the forward as a stretch rather than one by one.
+
+        What is read again after making way goes as it went the first time where numbers must be the same to the bit.
+        """
+        return sequence.held < len(sequence.prompt) if self.alone else sequence.length - sequence.held > 1
+
+    def _read(self, sequence: Sequence, budget: int, pieces: list[tuple[Sequence, int]]) -> int:
+        """Add the next stretch of a prompt; returns what is left of the budget."""
+        left = (len(sequence.prompt) if self.alone else sequence.length) - sequence.held
+        count = min(left, self.bounds.max_batch_tokens if self.alone else budget)
+        if count > 0:
+            pieces.append((sequence, count))
+        return budget - count
+
+    def _room_to_go_on(self) -> list[Sequence]:
+        """The running sequences that read one token now, each with room for it, oldest first; others make way."""
+        found: list[Sequence] = []
+        for sequence in sorted(self.running, key=_order):
+            if sequence not in self.running or self._reads_prompt(sequence):
+                continue
+            while not self.memory.grow(sequence, sequence.held + 1 - sequence.base):
+                youngest = max(self.running, key=_order)
+                self._make_way(youngest)
+                if youngest is sequence:
+                    break
+            else:
+                found.append(sequence)
+        return [s for s in found if s in self.running]
+
+    def _make_way(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.memory.release(sequence)
+        self.waiting.append(sequence)
+        self.preemptions += 1
+
+    def _admit(self, budget: int, pieces: list[tuple[Sequence, int]]) -> int:
+        """Start the first of the queue while there is room for them and something left of the budget."""
+        starting: list[Sequence] = []
+        for sequence in sorted(self.waiting, key=_order):
+            if budget <= 0 or len(self.running) >= self.bounds.max_seqs:
                 break
-            shared = max(
-                (shared_length(o.prompt, sequence.prompt) for o in chosen if o.sharing == sequence.sharing), default=0
-            )
-            if chosen and tokens + len(sequence.prompt) - shared > self.bounds.max_batch_tokens:
+            if not (self.admitting or sequence.generated):
+                continue
+            if not sequence.generated:
+                sequence.adapter, sequence.version = self.bind(sequence.target)
+            if self._soon_known(sequence, starting):
+                continue
+            known = None if self.alone else self.memory.prefixes.match(
+                sequence.sharing, sequence.tokens(0, sequence.length), sequence.length - 1
+            )  # fmt: skip
+            self.memory.begin_at(sequence, known)
+            own = sequence.length - sequence.base
+            if not self.memory.place(sequence, min(own + AHEAD, max(sequence.room - sequence.base, own))):
+                self.memory.begin_at(sequence, None)
                 break
-            tokens += len(sequence.prompt) - shared
-            longest = max(longest, sequence.room)
-            chosen.append(sequence)
-        for sequence in chosen:
             self.waiting.remove(sequence)
-        return chosen
+            self.running.append(sequence)
+            starting.append(sequence)
+            if not sequence.generated:
+                sequence.cached = sequence.base
+            budget = self._read(sequence, budget, pieces)
+        return budget
 
-    def _prefill(self, sequences: list[Sequence]) -> None:
-        used = len(self.running)
-        longest = max(s.room for s in [*self.running, *sequences])
-        for i, sequence in enumerate(sequences):
-            sequence.row = used + i
-            sequence.adapter, sequence.version = self.bind(sequence.target)
-        self.running += sequences
-        self.slots.reserve(len(self.running), longest, used)
-        rows = [used + i for i in range(len(sequences))]
-        hidden, tree = self.runner.tree(
-            [s.prompt for s in sequences],
-            [s.adapter for s in sequences],
-            [s.request.cache_salt for s in sequences],
-            store=(self.slots, rows),
-        )
-        for sequence, start in zip(sequences, tree.starts):
-            sequence.cached = start
-        last = torch.tensor([int(path[-1]) for path in tree.paths], device=hidden.device)
-        self._sample(sequences, hidden[last])
+    def _soon_known(self, sequence: Sequence, starting: list[Sequence]) -> bool:
+        """Whether somebody is just reading what this one begins with, so that waiting a step saves reading it twice."""
+        if self.alone:
+            return False
+        ids = sequence.tokens(0, sequence.length)
+        for other in [*starting, *(s for s in self.running if s.length - s.held > 1)]:
+            if other.sharing == sequence.sharing:
+                shared = min(shared_length(other.prompt, ids), len(ids) - 1)
+                if shared >= LEAST and shared > other.base:
+                    return True
+        return False
 
-    def _decode(self) -> None:
-        running = self.running
-        hidden = self.runner.decode(
-            self.slots,
-            [s.generated[-1] for s in running],
-            [s.held for s in running],
-            [s.adapter for s in running],
-        )
-        self._sample(list(running), hidden)
+    def _share(self, ready: list[Sequence]) -> None:
+        """Beginnings that somebody in the queue has too go into the cache as soon as they have been read."""
+        if self.alone or not self.waiting:
+            return
+        for sequence in ready:
+            if sequence.generated:
+                continue
+            shared = 0
+            for other in self.waiting:
+                adapter = other.adapter if other.generated else self.bind(other.target)[0]
+                if (adapter, other.request.cache_salt) == sequence.sharing:
+                    shared = max(shared, shared_length(sequence.prompt, other.tokens(0, other.length)))
+            self._keep(sequence, min(shared, sequence.held))
+
+    def _keep(self, sequence: Sequence, end: int) -> None:
+        """Put the first `end` tokens of a running sequence into the cache where they are not, if there is room."""
+        memory = self.memory
+        if end - sequence.base < LEAST:
+            return
+        ids = sequence.tokens(0, end)
+        parent, missing = memory.prefixes.missing(sequence.sharing, ids)
+        begin = end - missing
+        if missing >= LEAST and begin >= sequence.base and memory.room_beside(parent, missing):
+            memory.prefixes.insert(sequence.sharing, ids, parent, memory.copy_of(sequence, begin, end))
 
     def _sample(self, sequences: list[Sequence], hidden: torch.Tensor) -> None:
+        if self.alone:
+            hidden = F.pad(hidden, (0, 0, 0, -len(hidden) % self._alike))
         for rows, logits in self.runner.logits(hidden):
             chunk = sequences[rows]
-            for sequence, drawn in zip(chunk, draw(logits.float(), [s.next_draw for s in chunk])):
+            for sequence, drawn in zip(chunk, draw(logits[: len(chunk)].float(), [s.next_draw for s in chunk])):
                 sequence.append(drawn)
         for sequence in sequences:
             if sequence.ended is not None:
-                self._release(sequence)
+                self.running.remove(sequence)
+                if not self.alone:
+                    self._keep(sequence, sequence.held)
+                self.memory.release(sequence)
             sequence.report(1)
 
-    def _release(self, sequence: Sequence) -> None:
-        """The last running row takes the place of the one that leaves."""
-        assert sequence.row is not None
-        last = self.running[-1]
-        assert last.row is not None
-        if last is not sequence:
-            self.slots.move(last.row, sequence.row, last.held)
-            self.running[sequence.row] = last
-            last.row = sequence.row
-        self.running.pop()
-        sequence.row = None
+
+def _order(sequence: Sequence) -> tuple[int, int]:
+    return -sequence.request.priority, sequence.arrival

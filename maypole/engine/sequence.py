@@ -1,10 +1,14 @@
-"""One completion in the making, from its prompt to its Output. Knows no tensors."""
+"""One completion in the making, from its prompt to its Output. Computes nothing."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from maypole.engine.adapters import Adapter
 from maypole.engine.detokenizer import Detokenizer
+from maypole.engine.kv_memory import Slots
+from maypole.engine.prefix_cache import Node
 from maypole.engine.prefix_tree import Ids
 from maypole.engine.request import Chunk, FinishReason, Output, Request, Sampling, Usage
 from maypole.engine.sampling import Draw, Drawn, sample_seed
@@ -14,8 +18,9 @@ from maypole.engine.sampling import Draw, Drawn, sample_seed
 class Sequence:
     """Sample `index` of a request.
 
-    `limit` is how many tokens it may generate, `row` its place in the cache while it runs, `target` the adapter's name
-    (None: the base); adapter and version are bound when it starts. `ended` is set by whoever gives it up early.
+    `limit` is how many tokens it may generate, `target` the adapter's name (None: the base); adapter and version are
+    bound when it starts. `ended` is set by whoever gives it up early. The cache holds its first `held` tokens: those
+    before `base` in prefixes shared with others, the rest in a row of its own (`kv_memory.Holder`).
     """
 
     request: Request
@@ -30,7 +35,11 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[dict[int, float]] = field(default_factory=list)
-    row: int | None = None
+    node: Node | None = None
+    slots: Slots | None = None
+    row: int = -1
+    base: int = 0
+    held: int = 0
     adapter: Adapter | None = None
     version: int = 0
     cached: int = 0
@@ -48,9 +57,17 @@ class Sequence:
         return self.output is not None or self.error is not None
 
     @property
-    def held(self) -> int:
-        """Tokens in the cache: all but the last one sampled."""
-        return len(self.prompt) + max(len(self.generated) - 1, 0)
+    def length(self) -> int:
+        """Tokens so far, of prompt and completion."""
+        return len(self.prompt) + len(self.generated)
+
+    def tokens(self, begin: int, end: int) -> Ids:
+        """Some of them."""
+        n = len(self.prompt)
+        if end <= n:
+            return self.prompt[begin:end]
+        late = np.array(self.generated[max(begin - n, 0) : end - n], dtype=np.int64)
+        return late if begin >= n else np.concatenate([self.prompt[begin:], late])
 
     @property
     def room(self) -> int:
@@ -59,8 +76,8 @@ class Sequence:
 
     @property
     def sharing(self) -> tuple[object, object]:
-        """Prompts share computation only where this is equal."""
-        return self.target, self.request.cache_salt
+        """Tokens of two sequences mean the same only where this is equal."""
+        return self.adapter, self.request.cache_salt
 
     @property
     def next_draw(self) -> Draw:

@@ -14,10 +14,12 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 class EngineConfig:
     """Bounds of an engine.
 
-    `max_seqs` sequences run at once; one forward takes up to `max_batch_tokens` prompt tokens (a longer prompt goes
-    alone); keys and values of running sequences take up to `kv_bytes` (a number or text such as "1GiB"), stored as
-    `kv_dtype`: by default fp32 on CPUs, whose attention is slow in half precision, and the model's own elsewhere. On
-    CPUs up to `repack_bytes` of weights are copied into a layout that multiplies faster; 0 copies none.
+    `max_seqs` sequences run at once; a forward takes up to `max_batch_tokens` tokens (longer prompts go in stretches);
+    keys and values, those of prompts kept for later included, take up to `kv_bytes` (a number or text such as "1GiB"),
+    stored as `kv_dtype`: by default fp32 on CPUs, whose attention is slow in half precision, and the model's own
+    elsewhere. On CPUs up to `repack_bytes` of weights are copied into a layout that multiplies faster; 0 copies none.
+    `deterministic` makes every number the same to the bit whatever else runs, at the price of sharing nothing and of
+    forwards of a fixed size.
     """
 
     max_seqs: int | Literal["auto"] = "auto"
@@ -25,6 +27,7 @@ class EngineConfig:
     kv_bytes: int | str = "auto"
     kv_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     repack_bytes: int | str = "1GiB"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_seqs", "max_batch_tokens"):

@@ -62,7 +62,7 @@ def test_a_bf16_model_keeps_its_cache_in_fp32():
     output = engine.generate([Request(random_ids([9])[0], GREEDY)])[0]
     error = np.subtract(output.logprobs, hf_logprobs(lm.model, random_ids([9])[0], output.token_ids))
     assert np.abs(error).max() < 0.1
-    assert engine._generator().slots.dtype is torch.float32
+    assert engine._generator().memory.dtype is torch.float32
 
 
 def test_samples_do_not_depend_on_what_runs_beside_them():
@@ -83,12 +83,12 @@ def test_n_samples_share_the_prompt_and_differ():
     outputs = engine.generate([Request(prompt, Sampling(n=4, max_tokens=8, seed=3)), Request(prompt, GREEDY)])
     assert [o.index for o in outputs] == [0, 1, 2, 3, 0]
     assert len({tuple(o.token_ids) for o in outputs[:4]}) == 4
-    assert sum(o.usage.cached_tokens for o in outputs) == 4 * 30
+    assert sum(o.usage.cached_tokens for o in outputs) == 4 * 29
 
 
 def test_the_cache_stays_within_its_bytes_and_too_long_a_prompt_is_an_error():
     lm = lm_of()
-    per_token = Engine(lm)._generator().slots.bytes_per_token
+    per_token = Engine(lm)._generator().memory.bytes_per_token
     engine = Engine(lm, EngineConfig(kv_bytes=per_token * 100))
     outputs = engine.generate([Request(p, GREEDY) for p in random_ids([30] * 5)])
     assert all(o.finish_reason == "stop" or len(o.token_ids) == 16 for o in outputs)

@@ -65,11 +65,11 @@ def test_a_failing_step_reaches_everyone_who_waits_and_nobody_later(monkeypatch:
     engine = Engine(lm_of())
     engine.generate([Request("a", LONG)])
 
-    def broken(*args: object) -> None:
+    def broken(*args: object, **options: object) -> None:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "decode", broken)
+        patch.setattr(engine._runner, "step", broken)
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.generate([Request("a", LONG)])
         with pytest.raises(RuntimeError, match="out of memory"):
@@ -102,11 +102,11 @@ def test_who_hears_of_a_failure_finds_nothing_left_running(monkeypatch: pytest.M
             seen.append(engine.stats())
         real(self, tokens)
 
-    def broken(*args: object) -> None:
+    def broken(*args: object, **options: object) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(Running, "report", report)
-    monkeypatch.setattr(engine._runner, "decode", broken)
+    monkeypatch.setattr(engine._runner, "step", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         asyncio.run(_collect(engine, Request("a", LONG)))
     assert [(s["running"], s["waiting"]) for s in seen] == [(0, 0)]

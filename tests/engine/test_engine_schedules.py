@@ -1,0 +1,178 @@
+"""Whatever the schedule (chunks, shared prefixes, company, making way, leaving early), a sequence says the same."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maypole.engine import Engine, EngineConfig, Request, Sampling
+from maypole.engine.scheduler import Scheduler
+from tests.engine.engine_fixtures import hf_greedy, hf_logprobs, lm_of, random_ids, with_adapters
+from tests.tiny_models import FAMILIES
+
+NEW = 14
+GREEDY = Sampling(max_tokens=NEW, temperature=0.0, ignore_eos=True)
+
+
+def prompts(seed: int = 0) -> list[list[int]]:
+    """Beginnings in common at several depths, and none."""
+    trunk, branch, *ends = random_ids([50, 30, 1, 7, 20, 3, 60, 90], seed)
+    return [trunk + branch + e for e in ends[:3]] + [trunk + e for e in ends[2:4]] + [trunk, trunk, *ends[4:]]
+
+
+def said(engine: Engine, requests: list[Request]) -> list[list[int]]:
+    return [o.token_ids for o in engine.generate(requests)]
+
+
+def check(scheduler: Scheduler) -> None:
+    """No row is lost, no count is off, nothing is beyond the budget."""
+    memory = scheduler.memory
+    held = [member for slots in memory.pools.values() for member in slots.members]
+    assert {id(s) for s in held} == {id(s) for s in scheduler.running}
+    assert len(held) == len(scheduler.running)
+    users: dict[int, int] = {}
+    for sequence in scheduler.running:
+        assert sequence.slots is not None
+        assert sequence.slots.members[sequence.row] is sequence
+        assert 0 <= sequence.held - sequence.base <= sequence.slots.length
+        if sequence.node is not None:
+            assert sequence.node.end == sequence.base
+            users[id(sequence.node)] = users.get(id(sequence.node), 0) + 1
+    nodes = list(memory.prefixes.nodes())
+    assert all(node.users == users.get(id(node), 0) for node in nodes)
+    assert memory.prefixes.tokens == sum(len(n.tokens) for n in nodes)
+    allocated = sum(
+        t.nbytes
+        for layers in [*(s.layers for s in memory.pools.values()), *(n.layers for n in nodes)]
+        for pair in layers.values()
+        for t in pair
+    )
+    assert allocated == memory.bytes <= memory.max_bytes
+
+
+def stepped(engine: Engine, requests: list[Request], arrivals: Iterable[int], then: Any = None) -> list[list[int]]:
+    """Run step by step, request i from step arrivals[i] on, with every invariant checked after each."""
+    scheduler = engine._generator()
+    made = [engine._sequences([r])[0] for r in requests]
+    due = sorted(zip(arrivals, range(len(made))))
+    for step in range(5000):
+        while due and due[0][0] <= step:
+            scheduler.submit([made[due.pop(0)[1]]])
+        if then is not None:
+            then(step, made)
+        scheduler.step()
+        check(scheduler)
+        if not due and all(s.done for s in made):
+            return [s.generated for s in made]
+    raise AssertionError("a request was starved")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunks_shared_prefixes_and_making_way_leave_every_familys_tokens_alone(family: str):
+    lm = lm_of(family)
+    wanted = [hf_greedy(lm.model, p, NEW) for p in prompts()]
+    requests = [Request(p, Sampling(max_tokens=NEW, temperature=0.0)) for p in prompts()]
+    per_token = Engine(lm)._generator().memory.bytes_per_token
+    for config in (
+        EngineConfig(max_batch_tokens=7),
+        EngineConfig(max_batch_tokens=64, max_seqs=4),
+        EngineConfig(kv_bytes=per_token * 300, max_batch_tokens=40),
+        EngineConfig(deterministic=True, max_seqs=4),
+    ):
+        engine = Engine(lm, config)
+        assert stepped(engine, requests, range(len(requests))) == wanted, config
+        again = engine.generate(requests)
+        assert [o.token_ids for o in again] == wanted, config
+        for prompt, output in zip(prompts(), again):
+            error = np.subtract(output.logprobs, hf_logprobs(lm.model, prompt, output.token_ids))
+            assert np.abs(error).max() < 1e-5
+
+
+def test_short_memory_makes_the_youngest_start_again_and_nobody_else():
+    lm = lm_of("qwen3")
+    requests = [Request(p, Sampling(max_tokens=100, temperature=0.0, ignore_eos=True)) for p in random_ids([40] * 6)]
+    wanted = said(Engine(lm), requests)
+    per_token = Engine(lm)._generator().memory.bytes_per_token
+    engine = Engine(lm, EngineConfig(kv_bytes=per_token * 64 * 6))
+    assert stepped(engine, requests, [0] * 6) == wanted
+    assert engine.stats()["preemptions"] > 0
+    assert engine.stats()["kv_bytes"] <= per_token * 64 * 6
+
+
+def test_a_prompt_seen_before_is_read_from_the_cache_until_memory_is_wanted():
+    lm = lm_of()
+    engine = Engine(lm)
+    first, second = random_ids([60, 60], seed=9)
+    turn = engine.generate([Request(first, GREEDY)])[0]
+    more = first + turn.token_ids + [7, 8]
+    following = engine.generate([Request(more, GREEDY)])[0]
+    assert following.usage.cached_tokens == 60 + NEW - 1
+    assert following.token_ids == said(Engine(lm), [Request(more, GREEDY)])[0]
+    per_token = engine._generator().memory.bytes_per_token
+    small = Engine(lm, EngineConfig(kv_bytes=per_token * 260))
+    small.generate([Request(first, GREEDY)])
+    small.generate([Request(p, GREEDY) for p in random_ids([60, 60, 60], seed=10)])
+    assert small.generate([Request(second, GREEDY)])[0].usage.cached_tokens == 0
+    assert small.generate([Request(first, GREEDY)])[0].token_ids == turn.token_ids
+
+
+def test_a_prompt_in_the_making_is_waited_for_rather_than_read_twice():
+    engine = Engine(lm_of(), EngineConfig(max_batch_tokens=32))
+    trunk, *ends = random_ids([200, 5, 6, 7], seed=3)
+    outputs = engine.generate([Request(trunk + e, GREEDY) for e in ends])
+    assert [o.usage.cached_tokens for o in outputs] == [0, 200, 200]
+
+
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_random_schedules_lose_nothing_and_change_nothing(data: st.DataObject):
+    lm = with_adapters(lm_of(data.draw(st.sampled_from(["llama", "gemma2", "gpt2"]))), "a", "b")
+    count = data.draw(st.integers(3, 9))
+    texts = [data.draw(st.sampled_from(prompts(1))) for _ in range(count)]
+    names = [data.draw(st.sampled_from(["a", "b", ""])) for _ in range(count)]
+    drawn = [Sampling(max_tokens=data.draw(st.integers(1, 40)), temperature=data.draw(st.sampled_from([0.0, 1.0])),
+                      seed=i, ignore_eos=True) for i in range(count)]  # fmt: skip
+    requests = [Request(p, s, adapter=n) for p, s, n in zip(texts, drawn, names)]
+    wanted = [said(Engine(lm), [r])[0] for r in requests]
+    per_token = Engine(lm)._generator().memory.bytes_per_token
+    config = EngineConfig(
+        max_seqs=data.draw(st.integers(1, 5)),
+        max_batch_tokens=data.draw(st.sampled_from([3, 33, 500])),
+        kv_bytes=per_token * data.draw(st.sampled_from([260, 500, 5000])),
+        deterministic=data.draw(st.booleans()),
+    )
+    leaving = data.draw(st.dictionaries(st.integers(0, 30), st.integers(0, count - 1), max_size=2))
+
+    def leave(step: int, made: list[Any]) -> None:
+        if step in leaving and not made[leaving[step]].done:
+            made[leaving[step]].ended = "cancelled"
+
+    engine = Engine(lm, config)
+    found = stepped(engine, requests, [data.draw(st.integers(0, 12)) for _ in range(count)], leave)
+    for i, (ours, theirs) in enumerate(zip(found, wanted)):
+        assert ours == (theirs[: len(ours)] if i in leaving.values() else theirs)
+    assert engine.stats()["kv_tokens"] == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_deterministic_numbers_are_the_same_to_the_bit_in_any_company(family: str):
+    lm = lm_of(family)
+    per_token = Engine(lm)._generator().memory.bytes_per_token
+    requests = [
+        Request(p, Sampling(max_tokens=50, temperature=0.8, seed=i, ignore_eos=True))
+        for i, p in enumerate(random_ids([40, 20, 33, 50, 25]))
+    ]
+    alone = Engine(lm, EngineConfig(deterministic=True))
+    wanted = [(o.token_ids, o.logprobs) for r in requests for o in alone.generate([r])]
+    for config, order in (
+        (EngineConfig(deterministic=True), 1),
+        (EngineConfig(deterministic=True), -1),
+        (EngineConfig(deterministic=True, kv_bytes=per_token * 64 * 4), 1),
+    ):
+        engine = Engine(lm, config)
+        found = engine.generate(requests[::order])[::order]
+        assert [(o.token_ids, o.logprobs) for o in found] == wanted
+    assert engine.stats()["preemptions"] > 0
