@@ -69,21 +69,22 @@ def adapt(base: Base, corpus: Corpus, plan: AdaptPlan, artifact: Artifact, *, se
     some = corpus.held_out.select(range(min(plan.curve_documents, len(corpus.held_out))))
     watched = held_out_rows(lm, some, replay=replay, length=length)
     smaller = (plan.examples_per_step / EXAMPLES_PER_STEP) ** 0.5
-    config = _config(smaller * how.corpus_rate, plan.corpus_steps, plan.examples_per_step, length, how.peft)
+    config = training_config(smaller * how.corpus_rate, plan.corpus_steps, plan.examples_per_step, length, how.peft)
     first = _run(artifact, CORPUS, lm, rows, objective, config, seed, watched)
     metrics: dict[str, Any] = {f"{CORPUS}_{name}": first.manifest["metrics"][name] for name in ("steps", "tokens")}
     if plan.instruction_rows:
         rows, objective = instruction_rows(
             lm, corpus.train, plan.instruction_rows, replay=replay, length=length, seed=seed
         )
-        config = _config(smaller * how.instruction_rate, plan.instruction_steps, plan.examples_per_step, length, None)
+        rate = smaller * how.instruction_rate
+        config = training_config(rate, plan.instruction_steps, plan.examples_per_step, length, None)
         second = _run(artifact, INSTRUCTIONS, lm, rows, objective, config, seed)
         metrics |= {f"{INSTRUCTIONS}_{name}": second.manifest["metrics"][name] for name in ("steps", "tokens")}
     save_result(lm, artifact, metrics)
     artifact.finish(metrics)
 
 
-def _config(rate: float, steps: int, examples: int, length: int, peft: PeftOptions | None) -> TrainConfig:
+def training_config(rate: float, steps: int, examples: int, length: int, peft: PeftOptions | None) -> TrainConfig:
     """Short warm-up from 0, constant, then down to 0 for half of the steps: `steps` decide, not epochs."""
     between = math.ceil(steps / CURVE_POINTS)
     every = max(1, between // 4)

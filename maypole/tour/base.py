@@ -12,6 +12,11 @@ from maypole.village.zoo import SHIPPED
 SHIPPED_BASE = "village-4M-prose"
 
 
+def reference() -> LanguageModel:
+    """The small model by which the texts of every tour are chosen: a fresh copy of the base that ships."""
+    return load(SHIPPED / SHIPPED_BASE)
+
+
 @dataclass(frozen=True, slots=True)
 class Base:
     """A model as it was before the tour. `own`: it is maypole's, so what it was pretrained on is at hand."""

@@ -19,7 +19,20 @@ RESERVE = 0.2
 LEAST_SHARE = 0.3
 """Of the minutes: what the stages get even where reading and probing took the rest."""
 EVALUATE_SHARE = 0.2
-"""Of the stages' seconds, at most; the rest is for learning."""
+"""Of the stages' seconds, at most; what this and the next leave is for learning."""
+CURATE_SHARE = 0.11
+"""Of the stages' seconds: half a minute of six."""
+SCORING_SHARE = 0.45
+"""Of the seconds of choosing, at most, goes into reading; what is left into what the choice did."""
+TOKENS_READ = (32, 256)
+"""Of a document, at least and at most: some words tell noise from text."""
+LEAST_CANDIDATES = 200
+KEEP, KEEP_OF_NOISE = 0.8, 0.5
+"""Share of documents kept: of texts that nobody called noisy, and where half of them are known to be."""
+TRIAL_DOCUMENTS = (8, 100)
+"""Held-out documents, at least and at most, on which models that read all and what is kept are compared."""
+TRIAL_STEPS = (4, 60)
+TRIAL_EXAMPLES = 8
 INSTRUCTION_SHARE = 0.3
 """Of the seconds of learning, at most."""
 EXAMPLES_PER_STEP = 16
@@ -44,15 +57,36 @@ LEAST_DOCUMENTS, LEAST_QUESTIONS = 16, 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What a probe found. Rows are those of training: `rows_a_document` of the corpus, replayed ones among them."""
+    """What a probe found. Rows are those of training: `rows_a_document` of the corpus, replayed ones among them. The
+    reference is the small model by which texts are chosen."""
 
     train_tokens_per_second: float
     score_tokens_per_second: float
+    reference_tokens_per_second: float
     answers_per_second: float
     tokens_a_document: float
     rows_a_document: float
     tokens_a_row: float
     tokens_an_instruction_row: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CuratePlan:
+    """`documents` of the corpus and `noise` mixed in are scored by their first `tokens_read`, and the share `rate` of
+    them is kept. `trial_steps` of `examples_per_step` documents show what that did, on `trial_documents` held out."""
+
+    seconds: int
+    documents: int
+    noise: int
+    tokens_read: int
+    rate: float
+    trial_steps: int
+    trial_documents: int
+    examples_per_step: int
+
+    @property
+    def kept(self) -> int:
+        return round(self.rate * (self.documents + self.noise))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +125,7 @@ class Plan:
     threads: int
     preparation: float
     rates: Rates
+    curate: CuratePlan
     adapt: AdaptPlan
     evaluate: EvaluatePlan
 
@@ -102,21 +137,32 @@ class Plan:
         """ArtifactError where the file is not a tour's plan."""
         try:
             document = json.loads(path.read_bytes())
-            stages = {"adapt": AdaptPlan(**document["adapt"]), "evaluate": EvaluatePlan(**document["evaluate"])}
-            return cls(**{**document, **stages, "rates": Rates(**document["rates"])})
+            kinds = {"rates": Rates, "curate": CuratePlan, "adapt": AdaptPlan, "evaluate": EvaluatePlan}
+            return cls(**{**document, **{name: kind(**document[name]) for name, kind in kinds.items()}})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArtifactError("is not the plan of a tour", str(path), "name another --out") from error
 
 
 def divide(
-    rates: Rates, seconds: float, *, train: int, held_out: int, instruct: bool, general: bool, questions: bool
-) -> tuple[AdaptPlan, EvaluatePlan]:
-    """`seconds` shared out: evaluation takes what it can use up to a fifth, learning has the rest.
+    rates: Rates,
+    seconds: float,
+    *,
+    train: int,
+    held_out: int,
+    noise: bool,
+    instruct: bool,
+    general: bool,
+    questions: bool,
+) -> tuple[CuratePlan, AdaptPlan, EvaluatePlan]:
+    """`seconds` shared out: evaluation takes what it can use up to a fifth, choosing a ninth, learning has the rest.
 
-    train, held_out: documents of the corpus. instruct, general, questions: whether there is such work at all.
+    train, held_out: documents of the corpus. noise: whether as many documents that are none of it are mixed in.
+    instruct, general, questions: whether there is such work at all.
     """
     evaluated = _evaluate(rates, EVALUATE_SHARE * seconds, held_out, general, questions)
-    return _adapt(rates, seconds - evaluated.seconds, train, instruct), evaluated
+    curated = _curate(rates, CURATE_SHARE * seconds, train, held_out, noise)
+    left = seconds - evaluated.seconds - curated.seconds
+    return curated, _adapt(rates, left, curated.kept, instruct), evaluated
 
 
 def available(minutes: float, preparation: float) -> float:
@@ -137,6 +183,33 @@ def _evaluate(rates: Rates, seconds: float, held_out: int, general: bool, questi
     share = min(1.0, seconds / cost(wanted))
     items = {name: min(count, max(least[name], int(share * count))) for name, count in wanted.items()}
     return EvaluatePlan(seconds=math.ceil(cost(items)), **items)
+
+
+def _curate(rates: Rates, seconds: float, train: int, held_out: int, noise: bool) -> CuratePlan:
+    mixed = 2 if noise else 1
+    read = SCORING_SHARE * seconds * rates.reference_tokens_per_second
+    documents = min(train, max(LEAST_CANDIDATES, int(read / (mixed * TOKENS_READ[0]))))
+    tokens_read = max(TOKENS_READ[0], min(TOKENS_READ[1], int(read / (mixed * documents))))
+    scoring = mixed * documents * min(tokens_read, rates.tokens_a_document) / rates.reference_tokens_per_second
+    trial_document = 2 * rates.tokens_a_document / rates.score_tokens_per_second
+    trial = min(held_out, TRIAL_DOCUMENTS[1], max(TRIAL_DOCUMENTS[0], int(0.1 * seconds / trial_document)))
+    left = max(seconds - scoring - trial * trial_document, 0.0)
+    row = min(rates.tokens_a_document, TOKENS_READ[1])
+    examples, (least, most) = TRIAL_EXAMPLES, TRIAL_STEPS
+    while examples > 1 and left * rates.train_tokens_per_second < 2 * least * examples * row:
+        examples //= 2
+    step = 2 * examples * row / rates.train_tokens_per_second
+    steps = max(least, min(most, int(left / step)))
+    return CuratePlan(
+        seconds=math.ceil(scoring + trial * trial_document + steps * step),
+        documents=documents,
+        noise=(mixed - 1) * documents,
+        tokens_read=tokens_read,
+        rate=KEEP_OF_NOISE if noise else KEEP,
+        trial_steps=steps,
+        trial_documents=trial,
+        examples_per_step=examples,
+    )
 
 
 def _adapt(rates: Rates, seconds: float, train: int, instruct: bool) -> AdaptPlan:

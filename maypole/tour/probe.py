@@ -19,7 +19,7 @@ from maypole.engine.request import Request, Sampling
 from maypole.evaluate.perplexity import perplexity
 from maypole.models.language_model import LanguageModel
 from maypole.tour.adapt import length_of, recipe
-from maypole.tour.base import Base
+from maypole.tour.base import Base, reference
 from maypole.tour.corpus import Corpus
 from maypole.tour.plan import EXAMPLES_PER_STEP, Rates
 from maypole.tour.rows import corpus_rows, instruction_rows
@@ -29,7 +29,7 @@ from maypole.train.objective import Objective
 from maypole.train.tokens import tokenize
 
 SECONDS = 1.6
-"""Of each of the three measurements."""
+"""Of each measurement: three, and one of the reference where that is another model."""
 DOCUMENTS = 200
 SMALL = 30_000_000
 """Parameters up to which a whole step of the tour takes less than a second or two."""
@@ -51,12 +51,14 @@ def probe(base: Base, corpus: Corpus, *, instruct: bool, seed: int) -> Rates:
             made, kind = instruction_rows(lm, some, DOCUMENTS, replay=replay, length=length, seed=seed)
             taught = tokenize(made, kind, lm.tokenizer, length)
         scoring, answering = _inference(lm, some)
+        reading = scoring if base.own else _reading(reference(), some)
         learning = _learning(lm, rows, objective, base.own)
     texts = some["text"][:50]
     tokens = [len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     return Rates(
         train_tokens_per_second=round(learning, 1),
         score_tokens_per_second=round(scoring, 1),
+        reference_tokens_per_second=round(reading, 1),
         answers_per_second=round(answering, 2),
         tokens_a_document=round(float(np.mean(tokens)), 1),
         rows_a_document=round(len(store) / len(some), 3),
@@ -103,15 +105,19 @@ def _inference(lm: LanguageModel, texts: Dataset) -> tuple[float, float]:
     ids = engine.encode("What is the first of these words: alpha beta gamma?")
     sampling = Sampling(max_tokens=ANSWER_TOKENS, temperature=0.0, ignore_eos=True)
 
-    def score(n: int) -> float:
-        return float(perplexity(engine, texts[:n]["text"], max_length=length_of(lm)).tokens.sum())
-
     def answer(n: int) -> float:
         return len(engine.generate([Request([i, *ids], sampling) for i in range(1, n + 1)]))
 
-    found = _rate(score, len(texts)), _rate(answer, 64)
+    found = _reading(lm, texts), _rate(answer, 64)
     engine.close()
     return found
+
+
+def _reading(lm: LanguageModel, texts: Dataset) -> float:
+    """Scored tokens per second."""
+    engine = Engine(lm)
+    length = length_of(lm)
+    return _rate(lambda n: float(perplexity(engine, texts[:n]["text"], max_length=length).tokens.sum()), len(texts))
 
 
 def _rate(work: Callable[[int], float], most: int) -> float:

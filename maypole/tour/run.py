@@ -15,6 +15,7 @@ from maypole.core.seeds import derive
 from maypole.tour.adapt import adapt
 from maypole.tour.base import Base
 from maypole.tour.corpus import Corpus, load_corpus
+from maypole.tour.curate import chosen, curate
 from maypole.tour.evaluate import evaluate
 from maypole.tour.folder import opened
 from maypole.tour.options import TourOptions
@@ -36,10 +37,17 @@ def run_tour(options: TourOptions, begun: float | None = None) -> Report:
         plan = folder.plan(_asked(options, base, corpus), lambda: _decide(options, base, corpus, begun))
         say(f"model {base.name}  corpus {corpus.summary}  -> {options.out}/")
         with _threads(options.threads or plan.threads), Tale(options, base, corpus, plan, folder) as tale:
+            curated = tale.stage(
+                "curate", f"{plan.curate.documents + plan.curate.noise:,} documents to choose from",
+                plan.curate.seconds, config=plan.curate,
+                inputs={"model": base.place, "corpus": corpus.train, "held_out": corpus.held_out},
+                work=lambda artifact: curate(base, corpus, plan.curate, artifact, seed=derive(options.seed, "curate")),
+            )  # fmt: skip
+            learnt = chosen(curated, corpus)
             adapted = tale.stage(
                 "adapt", f"{plan.adapt.steps:,} steps", plan.adapt.seconds,
-                config=plan.adapt, inputs={"model": base.place, "corpus": corpus.train},
-                work=lambda artifact: adapt(base, corpus, plan.adapt, artifact, seed=derive(options.seed, "adapt")),
+                config=plan.adapt, inputs={"model": base.place, "corpus": learnt.train},
+                work=lambda artifact: adapt(base, learnt, plan.adapt, artifact, seed=derive(options.seed, "adapt")),
             )  # fmt: skip
             tale.stage(
                 "evaluate", f"{plan.evaluate.documents:,} documents, {plan.evaluate.questions:,} questions",
@@ -69,13 +77,14 @@ def _decide(options: TourOptions, base: Base, corpus: Corpus, begun: float) -> P
     with _threads(threads):
         rates = probe(base, corpus, instruct=instruct, seed=options.seed)
     preparation = round(time.monotonic() - begun, 1)
-    adapted, evaluated = divide(
+    curated, adapted, evaluated = divide(
         rates, available(options.minutes, preparation), train=len(corpus.train), held_out=len(corpus.held_out),
-        instruct=instruct, general=instruct or not base.own, questions=instruct,
+        noise=options.corpus is None and instruct, instruct=instruct, general=instruct or not base.own,
+        questions=instruct,
     )  # fmt: skip
     return Plan(
         asked=_asked(options, base, corpus), threads=threads, preparation=preparation, rates=rates,
-        adapt=adapted, evaluate=evaluated,
+        curate=curated, adapt=adapted, evaluate=evaluated,
     )  # fmt: skip
 
 

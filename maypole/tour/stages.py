@@ -19,7 +19,7 @@ class StageInfo:
 
 
 STAGES = (
-    StageInfo(1, "curate", "chooses and cleans the texts to learn from"),
+    StageInfo(1, "curate", "chooses and cleans the texts to learn from", built=True),
     StageInfo(2, "adapt", "trains the model on the corpus, then on instructions", built=True),
     StageInfo(3, "align", "trains the model on preferences"),
     StageInfo(4, "edit", "corrects facts in its weights"),

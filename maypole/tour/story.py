@@ -6,18 +6,17 @@ Reads artifacts; computes no measure of its own and knows nothing about HTML.
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from maypole.core.artifact import Artifact
+from maypole.tour import curate_page
 from maypole.tour.adapt import curve
 from maypole.tour.evaluate import HELD_OUT, ITEMS, choose
 from maypole.tour.measures import measures, skills
 from maypole.tour.options import TourOptions
-from maypole.tour.plan import Plan
 from maypole.tour.report import (
     Changes,
     Example,
@@ -30,38 +29,11 @@ from maypole.tour.report import (
     change_per_measure,
     held_out_loss,
 )
-from maypole.tour.report.model import ReportState, StageState
+from maypole.tour.report.model import ReportState
 from maypole.tour.report.words import bounds, number
 from maypole.tour.rows import REPLAY_SHARE
 from maypole.tour.stages import BY_NAME, STAGES, StageInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known before the first stage."""
-
-    options: TourOptions
-    model: str
-    own: bool
-    corpus: str
-    plan: Plan
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a stage stands; `artifact` once it is done, `saved` what a stopped one goes on from."""
-
-    state: StageState
-    artifact: Artifact | None = None
-    reused: bool = False
-    saved: str = ""
-    error: str = ""
-    log: Sequence[str] = ()
-
-    @property
-    def finding(self) -> str:
-        """What there is to say before it is done."""
-        return f"It goes on after {self.saved}, which is saved." if self.saved else ""
+from maypole.tour.telling import Facts, Progress, common
 
 
 def report(
@@ -70,7 +42,11 @@ def report(
     """The report of a tour whose `stages` (by name) have come so far."""
     last = stages.get("evaluate", Progress("not yet")).artifact
     items, found = (None, []) if last is None else _measured(last.path, last.key)
-    told = {"adapt": _adapt, "evaluate": _evaluate}
+    told = {
+        "curate": lambda facts, info, stage, items, found: curate_page.page(facts, info, stage),
+        "adapt": _adapt,
+        "evaluate": _evaluate,
+    }
     pages = [
         told[info.name](facts, info, stages.get(info.name, Progress("not yet")), items, found)
         if info.built
@@ -116,7 +92,7 @@ def _adapt(
     return Stage(
         name=info.name, number=info.number, plots=plots, finding=finding, table=table, examples=examples,
         repeat_command=facts.options.command if stage.state == "done" else "",
-        repeat_python=_python(facts.options) if stage.state == "done" else "", **_common(stage),
+        repeat_python=_python(facts.options) if stage.state == "done" else "", **common(stage),
     )  # fmt: skip
 
 
@@ -143,19 +119,8 @@ def _evaluate(
         )  # fmt: skip
     return Stage(
         name=info.name, number=info.number, plots=plots, finding=finding, table=table, examples=examples,
-        repeat_command=command, **_common(stage),
+        repeat_command=command, **common(stage),
     )  # fmt: skip
-
-
-def _common(stage: Progress) -> dict[str, Any]:
-    manifest = stage.artifact.manifest if stage.artifact is not None else {}
-    return {
-        "state": stage.state,
-        "seconds": manifest.get("wall_seconds"),
-        "error": stage.error,
-        "log": stage.log,
-        "provenance": _provenance(manifest, stage.reused) if manifest else (),
-    }
 
 
 def _learnt(facts: Facts, points: Sequence[tuple[int, float]], metrics: Mapping[str, Any]) -> str:
@@ -240,18 +205,3 @@ def _python(options: TourOptions) -> str:
     ]
     imports = "from pathlib import Path\n\n" if any("Path(" in text for text in given) else ""
     return f"{imports}from maypole.tour import TourOptions, run_tour\n\nrun_tour(TourOptions({', '.join(given)}))"
-
-
-def _provenance(manifest: Mapping[str, Any], reused: bool) -> list[tuple[str, str]]:
-    facts = [("plan", ", ".join(f"{name} {value}" for name, value in manifest["config"].items()))]
-    for name, entry in manifest["inputs"].items():
-        facts.append((f"input {name}", " ".join(str(entry[key]) for key in ("path", "identity") if entry.get(key))))
-    facts += [("seed", str(manifest["seed"])), ("key", manifest["key"])]
-    facts += [("versions", ", ".join(f"{name} {version}" for name, version in sorted(manifest["versions"].items())))]
-    facts += [
-        ("device", manifest["metrics"].get("device", "cpu")),
-        ("seconds", f"{manifest['wall_seconds']:.1f} wall, {manifest['cpu_seconds']:.1f} CPU"),
-        ("peak memory", f"{manifest['peak_rss_bytes'] / 1e6:,.0f} MB"),
-        ("this time", "found finished" if reused else "computed"),
-    ]
-    return facts

@@ -6,12 +6,12 @@ Knows nothing about which stages there are or what they do.
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from maypole.core.artifact import Artifact
 from maypole.core.progress import duration, say
-from maypole.tour import story
-from maypole.tour.adapt import saved
+from maypole.tour import adapt, curate, story
 from maypole.tour.base import Base
 from maypole.tour.corpus import Corpus
 from maypole.tour.folder import TourFolder
@@ -19,8 +19,11 @@ from maypole.tour.options import TourOptions
 from maypole.tour.plan import Plan
 from maypole.tour.report import Report, write
 from maypole.tour.report.model import ReportState
+from maypole.tour.telling import Facts, Progress
 
 logger = logging.getLogger(__name__)
+SAVED = {"curate": curate.saved, "adapt": adapt.saved}
+"""Says of an unfinished stage what it goes on from; evaluation is short enough to say nothing."""
 
 
 class Tale:
@@ -28,9 +31,9 @@ class Tale:
     when it fails."""
 
     def __init__(self, options: TourOptions, base: Base, corpus: Corpus, plan: Plan, folder: TourFolder) -> None:
-        self.facts = story.Facts(options, base.name, base.own, corpus.summary, plan)
+        self.facts = Facts(options, base.name, base.own, corpus.summary, plan)
         self.folder = folder
-        self.stages: dict[str, story.Progress] = {}
+        self.stages: dict[str, Progress] = {}
         self.report = self._tell("running")
 
     def stage(
@@ -44,17 +47,17 @@ class Tale:
         work: Callable[[Artifact], None],
     ) -> Artifact:
         """The finished artifact of a stage: found, or made by `work`, which may go on with what it left there."""
-        self.stages[name] = story.Progress("running")
+        self.stages[name] = Progress("running")
         self._tell("running")
         artifact = self.folder.stage(name, config=asdict(config), inputs=inputs, seed=self.facts.options.seed)
         found = artifact.finished
-        before = saved(artifact.path)
+        before = _saved(name, artifact.path)
         goes_on = f", going on after {before}" if before else ""
         say(f"{name}: done before" if found else f"{name}: {amount}, about {duration(seconds)}{goes_on}")
         with artifact:
             if not found:
                 work(artifact)
-        self.stages[name] = story.Progress("done", artifact, reused=found)
+        self.stages[name] = Progress("done", artifact, reused=found)
         self._tell("running")
         told = next(stage for stage in self.report.stages if stage.name == name)
         say(f" ok  {name}  {duration(artifact.manifest['wall_seconds'])}  {told.finding}")
@@ -71,12 +74,12 @@ class Tale:
         state = "interrupted" if interrupted else "failed"
         for name, stage in self.stages.items():
             if stage.state == "running":
-                kept = saved(self.folder.unfinished(name))
+                kept = _saved(name, self.folder.unfinished(name))
                 if interrupted:
-                    self.stages[name] = story.Progress(state, saved=kept)
+                    self.stages[name] = Progress(state, saved=kept)
                     say(f"stopped at {name}" + (f"; {kept} is saved" if kept else ""))
                 else:
-                    self.stages[name] = story.Progress(state, saved=kept, error=str(error), log=self.folder.log(name))
+                    self.stages[name] = Progress(state, saved=kept, error=str(error), log=self.folder.log(name))
         try:
             self._tell(state)
         except OSError as problem:  # a full disk, often: what stopped the tour is what the user needs to read
@@ -87,3 +90,7 @@ class Tale:
         self.report = story.report(self.facts, self.stages, state, seconds, peak)
         write(self.report, self.folder.report)
         return self.report
+
+
+def _saved(name: str, stage: Path) -> str:
+    return SAVED[name](stage) if name in SAVED else ""

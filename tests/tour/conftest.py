@@ -13,8 +13,8 @@ from tests.engine.engine_fixtures import lm_of
 
 WORDS = [f"{a}{b}" for a in ("ta", "ri", "mo", "ke", "su", "lo") for b in ("n", "rel", "si", "dom", "pa", "v")]
 RATES = Rates(
-    train_tokens_per_second=16_000, score_tokens_per_second=2_000, answers_per_second=100, tokens_a_document=150,
-    rows_a_document=2.0, tokens_a_row=100, tokens_an_instruction_row=60,
+    train_tokens_per_second=16_000, score_tokens_per_second=2_000, reference_tokens_per_second=2_000,
+    answers_per_second=100, tokens_a_document=150, rows_a_document=2.0, tokens_a_row=100, tokens_an_instruction_row=60,
 )  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def test_a_users_model_gets_an_adapter_and_general_text_beside_the_corpus(users,
 def test_all_nine_stages_are_listed_and_the_missing_ones_called_missing(users):
     asked, report = users
     assert [stage.number for stage in report.stages] == list(range(1, 10))
-    assert [stage.name for stage in report.stages if stage.state == "done"] == ["adapt", "evaluate"]
+    assert [stage.name for stage in report.stages if stage.state == "done"] == ["curate", "adapt", "evaluate"]
     assert {stage.state for stage in report.stages} == {"done", "absent"}
     shown = words(asked.out / "report.html")
     assert "Not in the tour yet" in shown
@@ -104,6 +104,7 @@ def test_the_report_has_what_a_decision_needs(own):
     shown = words(asked.out / "report.html")
     for expected in (
         "maypole tour", "village-1M", "notes", "COMPLETE", "Of 5 measures", "Repeat this", "Provenance", asked.command,
+        "Documents by surprise", "Nothing was mixed in.", "left out: too much surprise",
         "Held-out loss against training tokens", "Accuracy per skill", "Change against the base", "largest gain",
     ):  # fmt: skip
         assert expected in shown, expected

@@ -63,14 +63,15 @@ def test_json_is_alone_on_stdout_and_stderr_says_each_stage_before_it_starts(
     said = capsys.readouterr()
     found = json.loads(said.out)
     lines = said.err.splitlines()
+    assert any(line.startswith("curate: 50 documents to choose from, about 0:") for line in lines)
     begun = next(i for i, line in enumerate(lines) if line.startswith("adapt: "))
     assert " steps, about 0:0" in lines[begun]
-    assert begun < next(i for i, line in enumerate(lines) if line.startswith("train: "))
+    assert any(line.startswith("train: ") for line in lines[begun:])
     assert any(line.startswith(" ok  adapt") for line in lines)
     assert found["adapted"] == "run/02-adapt"
     assert found["report"] == "run/report.html"
     assert found["verdict"].startswith("of 2 measures")
-    assert [stage["stage"] for stage in found["stages"]] == ["adapt", "evaluate"]
+    assert [stage["stage"] for stage in found["stages"]] == ["curate", "adapt", "evaluate"]
     first = found["measures"][0]
     assert first["measure"] == "corpus perplexity"
     assert first["ci95"][0] <= first["change"] == pytest.approx(first["after"] - first["before"])

@@ -1,3 +1,4 @@
+from .choice_plots import documents_by_surprise, token_share
 from .model import Example, Measure, Plot, Report, Stage, Table
 from .page import render, write
 from .plots import Changes, accuracy_by_skill, change_per_measure, held_out_loss, scatter
@@ -12,8 +13,10 @@ __all__ = [
     "Table",
     "accuracy_by_skill",
     "change_per_measure",
+    "documents_by_surprise",
     "held_out_loss",
     "render",
     "scatter",
+    "token_share",
     "write",
 ]
