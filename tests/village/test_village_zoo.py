@@ -21,6 +21,7 @@ from maypole.village.measures import recall_questions, score, task_mean, task_qu
 from maypole.village.names import VALUES
 from maypole.village.pretraining import dataset
 from maypole.village.recipes import RECIPES, Recipe, VillageMix, content
+from maypole.village.word_tokenizer import word_tokenizer
 from maypole.village.world import World
 
 SHIPPED = sorted(path.name for path in zoo.SHIPPED.iterdir())
@@ -223,3 +224,11 @@ def test_figures_are_stored_and_shown_side_by_side(tmp_path, capsys):
 def test_an_unknown_name_is_answered_with_those_there_are():
     with pytest.raises(UserError, match=r"village-0\.3M, village-1M, village-4M"):
         zoo.load_zoo("village-9B")
+
+
+def test_a_text_ends_with_eos_and_a_turn_with_its_mark_where_the_tokenizer_has_one():
+    tokenizer = zoo.load_zoo("village-1M").tokenizer
+    ends = blank(TINY, Init(), tokenizer, 0, "x").model.generation_config.eos_token_id
+    assert tokenizer.convert_ids_to_tokens(ends) == ["<|eos|>", "<|end|>"]
+    plain = word_tokenizer(["a b"])
+    assert blank(TINY, Init(), plain, 0, "x").model.generation_config.eos_token_id == [plain.eos_token_id]
