@@ -172,7 +172,7 @@ class Scheduler:
                     break
             else:
                 found.append(sequence)
-        return [s for s in found if s in self.running]
+        return sorted((s for s in found if s in self.running), key=_place)
 
     def _make_way(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -259,6 +259,12 @@ class Scheduler:
                     self._keep(sequence, sequence.held)
                 self.memory.release(sequence)
             sequence.report(1)
+
+
+def _place(sequence: Sequence) -> tuple[int, int]:
+    """Row by row, class by class: what stands side by side in the cache does so in the forward."""
+    assert sequence.slots is not None
+    return sequence.slots.length, sequence.row
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

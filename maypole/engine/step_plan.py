@@ -28,20 +28,24 @@ class Piece:
     count: int
 
 
+Tokens = slice | torch.Tensor
+"""Some tokens of a step: a slice where they stand side by side, which costs no gathering."""
+
+
 @dataclass(slots=True)
 class _Write:
     slots: Slots
-    tokens: torch.Tensor
+    tokens: Tokens
     rows: torch.Tensor
     places: torch.Tensor
 
 
 @dataclass(slots=True)
 class _Decode:
-    """One token in some rows of a class. tokens, rows, lengths (keys with the new one): (B,); `members`: rows read."""
+    """One token in some rows of a class. rows, lengths (keys with the new one): (B,); `members`: rows read."""
 
     slots: Slots
-    tokens: torch.Tensor
+    tokens: Tokens
     rows: torch.Tensor
     lengths: torch.Tensor
     members: int
@@ -52,8 +56,8 @@ class _Decode:
     def attend(self, query: torch.Tensor, spec: AttentionSpec) -> Partial | torch.Tensor:
         keys, values = self.slots.layers[spec.layer]
         k, v = keys[: self.members, :, : self.longest], values[: self.members, :, : self.longest]
-        q = query.index_select(0, self.tokens)
-        if len(self.tokens) < self.members:  # a row in the middle of its prompt has no token here
+        q = query[self.tokens]
+        if len(self.rows) < self.members:  # a row in the middle of its prompt has no token here
             q = q.new_zeros(self.members, *q.shape[1:]).index_copy_(0, self.rows, q)
         b, heads, d = q.shape
         # Query heads that share a kv head stand as its rows, so keys are never repeated.
@@ -65,7 +69,7 @@ class _Decode:
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scaling).reshape(b, heads, -1)
             logsum = None
-        if len(self.tokens) < self.members:
+        if len(self.rows) < self.members:
             out = out.index_select(0, self.rows)
             logsum = None if logsum is None else logsum.index_select(0, self.rows)
         return out if logsum is None else (out, logsum)
@@ -129,7 +133,7 @@ class StepPlan:
     last: torch.Tensor
     writes: list[_Write]
     decodes: list[_Decode]
-    fresh: tuple[torch.Tensor, PackedPlan] | None
+    fresh: tuple[Tokens, PackedPlan] | None
     stretches: list[_Stretch]
     shared: list[_Shared]
 
@@ -137,12 +141,16 @@ class StepPlan:
         """query: (T, heads, d); key, value: (T, kv_heads, d) -> (T, heads, d)."""
         for write in self.writes:
             keys, values = write.slots.layers[spec.layer]
-            keys[write.rows, :, write.places] = key.index_select(0, write.tokens).to(keys.dtype)
-            values[write.rows, :, write.places] = value.index_select(0, write.tokens).to(values.dtype)
+            keys[write.rows, :, write.places] = key[write.tokens].to(keys.dtype)
+            values[write.rows, :, write.places] = value[write.tokens].to(values.dtype)
         held = self.writes[0].slots.layers[spec.layer][1].dtype
         q = query.to(held)
+        alone = len(self.decodes) == 1 and not (self.shared or self.stretches or self.fresh)
+        if alone and isinstance(self.decodes[0].tokens, slice):  # the most common step: one class, in order
+            found = self.decodes[0].attend(q, spec)
+            return (found[0] if isinstance(found, tuple) else found).to(value.dtype)
         out = torch.empty(*q.shape[:2], value.shape[2], dtype=held, device=q.device)
-        logsum = torch.zeros(q.shape[:2], dtype=_wide(held), device=q.device)
+        logsum = torch.empty(q.shape[:2], dtype=_wide(held), device=q.device)
         for decode in self.decodes:
             found = decode.attend(q, spec)
             if isinstance(found, tuple):
@@ -151,7 +159,7 @@ class StepPlan:
                 out[decode.tokens] = found
         if self.fresh is not None:
             tokens, plan = self.fresh
-            own_q, own_k, own_v = (x.to(held).index_select(0, tokens) for x in (query, key, value))
+            own_q, own_k, own_v = (x.to(held)[tokens] for x in (query, key, value))
             out[tokens] = plan.attend(own_q, own_k, own_v, spec)
         for stretch in self.stretches:
             out[stretch.a : stretch.b], logsum[stretch.a : stretch.b] = stretch.attend(q, spec)
@@ -212,14 +220,14 @@ def step_plan(pieces: Sequence[Piece], device: torch.device, *, whole_rows: bool
         tokens = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
         rows = np.repeat([h.row for h in holders], [pieces[i].count for i in members])
         places = positions[tokens] - np.repeat([h.base for h in holders], [pieces[i].count for i in members])
-        writes.append(_Write(slots, tensor(tokens), tensor(rows), tensor(places)))
+        writes.append(_Write(slots, _tokens(tokens, device), tensor(rows), tensor(places)))
         ones = sorted((i for i in members if pieces[i].count == 1), key=lambda i: pieces[i].holder.row)
         if ones:
             chosen = [pieces[i].holder for i in ones]
             lengths = [h.held - h.base + 1 for h in chosen]
             longest = slots.length if whole_rows else max(lengths)
             joined = any(h.node is not None for h in chosen)
-            at = tensor([starts[i] for i in ones])
+            at = _tokens(np.array([starts[i] for i in ones]), device)
             row = tensor([h.row for h in chosen])
             decodes.append(_Decode(slots, at, row, tensor(lengths), chosen[-1].row + 1, longest, joined))
     spans = [np.arange(starts[i], starts[i + 1]) for i in fresh]
@@ -228,7 +236,7 @@ def step_plan(pieces: Sequence[Piece], device: torch.device, *, whole_rows: bool
         last=tensor(starts[1:] - 1),
         writes=writes,
         decodes=decodes,
-        fresh=(tensor(np.concatenate(spans)), documents([len(s) for s in spans]).to(device)) if fresh else None,
+        fresh=(_tokens(np.concatenate(spans), device), documents([len(s) for s in spans]).to(device)) if fresh else None,
         stretches=stretches,
         shared=[
             _Shared(node, tensor(spots), tensor(positions[spots]))
@@ -236,6 +244,14 @@ def step_plan(pieces: Sequence[Piece], device: torch.device, *, whole_rows: bool
             for spots in [np.concatenate([np.arange(starts[i], starts[i + 1]) for i in ids])]
         ],
     )
+
+
+def _tokens(at: np.ndarray, device: torch.device) -> Tokens:
+    """`at` (n,) as a slice if it may be one."""
+    first = int(at[0])
+    if bool((at == np.arange(first, first + len(at))).all()):
+        return slice(first, first + len(at))
+    return torch.from_numpy(at).to(device)
 
 
 def _causal(before: int, count: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
