@@ -231,12 +231,13 @@ def step_plan(pieces: Sequence[Piece], device: torch.device, *, whole_rows: bool
             row = tensor([h.row for h in chosen])
             decodes.append(_Decode(slots, at, row, tensor(lengths), chosen[-1].row + 1, longest, joined))
     spans = [np.arange(starts[i], starts[i + 1]) for i in fresh]
+    whole = (_tokens(np.concatenate(spans), device), documents([len(s) for s in spans]).to(device)) if fresh else None
     return StepPlan(
         positions=tensor(positions),
         last=tensor(starts[1:] - 1),
         writes=writes,
         decodes=decodes,
-        fresh=(_tokens(np.concatenate(spans), device), documents([len(s) for s in spans]).to(device)) if fresh else None,
+        fresh=whole,
         stretches=stretches,
         shared=[
             _Shared(node, tensor(spots), tensor(positions[spots]))
