@@ -7,6 +7,7 @@ are stepped by a worker thread that lives while there is work. Knows nothing abo
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from maypole.core.errors import UnsupportedCapability, UserError
 from maypole.engine import embedding, inputs, scoring, updating
 from maypole.engine.adapters import Adapter
 from maypole.engine.detokenizer import Detokenizer
+from maypole.engine.grammar import Grammars
 from maypole.engine.prefix_tree import Ids
 from maypole.engine.request import (
     NO_ADAPTER,
@@ -81,11 +83,11 @@ class Engine:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What this engine can do: generate, stream, score, embed, classify, adapters."""
+        """What this engine can do: generate, stream, structured, score, embed, classify, adapters."""
         runner = self._runner
         able = {"embed"}
         if runner.head is not None and runner.packed:
-            able |= {"generate", "stream", "score"}
+            able |= {"generate", "stream", "score"} | ({"structured"} if find_spec("llguidance") else set())
         if hasattr(runner.module, "score") or hasattr(runner.module, "classifier"):
             able |= {"classify"}
         return frozenset(able | ({"adapters"} if runner.packed else set()))
@@ -271,6 +273,7 @@ class Engine:
         self._default = updating.default_adapter(lm)
         self._seen = lm.base_version if replaced is None else None
         self._ends = inputs.end_tokens(lm)
+        self._grammars = Grammars(lm.tokenizer, runner.vocabulary, self._ends)
         if self._scheduler is not None:  # whoever waits in it is served by the new weights
             self._scheduler.runner, self._scheduler.bounds = runner, self._bounds
             self._scheduler.memory = runner.cache(self.config.kv_dtype, self._bounds.kv_bytes)
@@ -302,7 +305,8 @@ class Engine:
             target = self._default if request.adapter is None else request.adapter or None
             for index in range(sampling.n):
                 text = Detokenizer(self.tokenizer, tuple(sampling.stop), sampling.skip_special_tokens)
-                sequence = Running(request, index, prompt, limit, target, self._ends, text, listener)
+                grammar = self._grammars.follower(sampling, f"request {i}")
+                sequence = Running(request, index, prompt, limit, target, self._ends, text, listener, grammar)
                 scheduler.check_fits(len(prompt), sequence.room)
                 made.append(sequence)
         return made

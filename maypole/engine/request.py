@@ -28,11 +28,13 @@ STRUCTURES: tuple[Structure, ...] = ("regex", "json_schema", "json_object", "cho
 class Sampling:
     """How a completion is drawn.
 
-    The steps are, in order: logit bias, repetition, frequency and presence penalties, temperature, top_k, min_p, top_p,
-    typical_p. `temperature` 0 or `top_k` 1 is greedy, the lowest id winning ties; `top_k` 0 keeps all. The draw of
-    token t depends on (`seed`, t) only, never on what else runs. `stop` strings may span tokens and are not part of the
-    text; stop tokens and end-of-sequence are part of `token_ids` but not of the text. What does not fit the model's
-    context is not generated ("length"). `logprobs` = k asks for the k most likely tokens beside each sampled one.
+    The steps are, in order: logit bias, grammar, repetition, frequency and presence penalties, temperature, top_k,
+    min_p, top_p, typical_p. `temperature` 0 or `top_k` 1 is greedy, the lowest id winning ties; `top_k` 0 keeps
+    all. The draw of token t depends on (`seed`, t) only, never on what else runs. `stop` strings may span tokens
+    and are not part of the text; stop tokens and end-of-sequence are part of `token_ids` but not of the text. What
+    does not fit the model's context is not generated ("length"). `logprobs` = k asks for the k most likely tokens
+    beside each sampled one. One of `regex`, `json_schema`, `json_object`, `choice` and `lark` allows only tokens
+    that lead to such a text; a completion that ends by "length" is only the beginning of one.
     """
 
     max_tokens: int = 256
@@ -79,6 +81,9 @@ class Sampling:
             raise ConfigError("min_p", self.min_p, "0 to 1")
         if not self.repetition_penalty > 0.0:
             raise ConfigError("repetition_penalty", self.repetition_penalty, "above 0; 1 is none")
+        asked = [name for name in STRUCTURES if getattr(self, name)]
+        if len(asked) > 1:
+            raise ConfigError(asked[1], getattr(self, asked[1]), f"no other grammar beside {asked[0]}")
         if any(not text for text in stop):
             raise ConfigError("stop", list(stop), "strings that are not empty")
 
@@ -173,8 +178,6 @@ class Scored:
 
 def unsupported(sampling: Sampling, where: str) -> None:
     """Raise UnsupportedCapability for settings that this engine cannot follow."""
-    if sampling.structure is not None:
-        raise UnsupportedCapability(f"{sampling.structure!r} needs structured output", where, "free text")
     if sampling.prompt_logprobs:
         raise UnsupportedCapability("log-probs of the prompt do not come with a completion", where, "engine.score")
     if sampling.logprobs_mode != "raw":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from maypole.engine.request import GOLDEN, Sampling
 
@@ -24,6 +25,7 @@ class Draw:
     prompt: Sequence[int]
     generated: Sequence[int]
     forbidden: Sequence[int] = field(default_factory=tuple)
+    allowed: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def draw(logits: torch.Tensor, rows: Sequence[Draw]) -> list[Drawn]:
 
 
 def adjust(scores: torch.Tensor, row: Draw) -> None:
-    """Bias, penalties and forbidden tokens, in place. scores: (V,).
+    """Bias, grammar, penalties and forbidden tokens, in place. scores: (V,).
 
     The repetition penalty is that of CTRL (arXiv 1909.05858) over prompt and completion; frequency and presence
     penalties are OpenAI's over the completion.
@@ -79,6 +81,8 @@ def adjust(scores: torch.Tensor, row: Draw) -> None:
     s = row.sampling
     for token, bias in (s.logit_bias or {}).items():
         scores[int(token)] += bias
+    if row.allowed is not None:
+        scores.masked_fill_(torch.from_numpy(~row.allowed).to(scores.device), float("-inf"))
     if s.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*map(int, row.prompt), *row.generated}), device=scores.device)
         at = scores[seen]
@@ -142,7 +146,7 @@ def _keep_smallest_set(z: torch.Tensor, p: torch.Tensor, key: torch.Tensor, mass
 def _shapes(row: Draw) -> bool:
     s = row.sampling
     penalised = s.repetition_penalty != 1.0 or s.frequency_penalty or s.presence_penalty
-    return bool(s.logit_bias or penalised or row.forbidden)
+    return bool(s.logit_bias or penalised or row.forbidden or row.allowed is not None)
 
 
 def _argmax(scores: torch.Tensor) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 
 from maypole.engine.adapters import Adapter
 from maypole.engine.detokenizer import Detokenizer
+from maypole.engine.grammar import Follower
 from maypole.engine.kv_memory import Slots
 from maypole.engine.prefix_cache import Node
 from maypole.engine.prefix_tree import Ids
@@ -31,6 +32,7 @@ class Sequence:
     ends: frozenset[int]
     text: Detokenizer
     listener: Callable[["Sequence", Chunk], None] | None = None
+    grammar: Follower | None = None
     arrival: int = 0
     generated: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -87,8 +89,9 @@ class Sequence:
         forbidden = (self.ends | set(s.stop_token_ids)) if early else ()
         seed = sample_seed(s.seed, self.index)
         return Draw(
-            s, seed, self.prompt.tolist() if s.repetition_penalty != 1.0 else (), self.generated, tuple(forbidden)
-        )
+            s, seed, self.prompt.tolist() if s.repetition_penalty != 1.0 else (), self.generated, tuple(forbidden),
+            None if self.grammar is None else self.grammar.allowed(),
+        )  # fmt: skip
 
     def append(self, drawn: Drawn) -> None:
         """Take a sampled token; sets `ended` when it was the last."""
@@ -98,10 +101,13 @@ class Sequence:
         if drawn.top is not None:
             self.top.append(drawn.top)
         at_stop_id = token in s.stop_token_ids
+        complete = self.grammar is not None and self.grammar.take(token)
         if at_stop_id or (token in self.ends and not s.ignore_eos):
             self.ended, self.stop_reason = "stop", token if at_stop_id else None
         elif self.follows_text and self.text.push(token) and len(self.generated) > s.min_tokens:
             self.ended, self.stop_reason = "stop", self.text.stopped_by
+        elif complete:
+            self.ended = "stop"
         elif len(self.generated) >= self.limit:
             self.ended = "length"
 
@@ -123,7 +129,8 @@ class Sequence:
     def _finish(self) -> None:
         assert self.ended is not None
         if not self.follows_text:
-            by_token = self.ended == "stop"
+            last = self.generated[-1:] if self.ended == "stop" else []
+            by_token = any(token in self.ends or token in self.sampling.stop_token_ids for token in last)
             self.text.ids = self.generated[:-1] if by_token else list(self.generated)
         emitted = self.text.emitted
         self.text.finish()

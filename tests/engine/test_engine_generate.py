@@ -158,9 +158,6 @@ def test_text_messages_and_ids_give_the_same_completion():
 @pytest.mark.parametrize(
     ("sampling", "names"),
     [
-        ({"regex": "a+"}, "regex"),
-        ({"json_schema": {"type": "object"}}, "json_schema"),
-        ({"choice": ["a", "b"]}, "choice"),
         ({"prompt_logprobs": True}, "engine.score"),
         ({"logprobs_mode": "processed"}, "raw"),
     ],
