@@ -1,4 +1,4 @@
-"""Pictures of a finished tour's report for the home page: ``maypole tour --minutes 2 --out run``, then
+"""Pictures of a finished tour's report for the home page: ``maypole tour --out run``, then
 ``python docs/pictures.py run``. Needs Chromium; knows nothing about what the report says.
 """
 
