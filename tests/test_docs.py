@@ -41,6 +41,8 @@ TEMPLATE = "docs/systems/_template.md"
 FOLLOWED = ["README.md", "docs/start.md", "docs/reference/rows.md", *SYSTEMS]
 """Pages whose marked blocks are run, and whose other commands are tried with --dry-run where they have it."""
 
+LAUNCHERS = (["maypole"], ["accelerate"], ["torchrun"])
+
 
 @dataclass(frozen=True)
 class Block:
@@ -52,10 +54,10 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each `maypole ...` line."""
+        """The words after `maypole` in each line that runs it, be it through a launcher."""
         lines = self.text.replace("\\\n", " ").splitlines() if self.language in ("", "sh") else []
         found = (shlex.split(line.removeprefix("$ "), comments=True) for line in lines)
-        return [words[1:] for words in found if words[:1] == ["maypole"]]
+        return [words[words.index("maypole") + 1 :] for words in found if words[:1] in LAUNCHERS and "maypole" in words]
 
 
 def blocks(page: str) -> Iterator[Block]:
