@@ -70,8 +70,6 @@ def _interrupted(argv: list[str], invocation: Invocation | None) -> int:
 
 def _failed(error: Exception, argv: list[str], options: Options, invocation: Invocation | None) -> int:
     code = 2 if isinstance(error, UserError | CycloptsError) else 3
-    if invocation is None and not _speaks():  # the words are wrong for all
-        return code
     message = fault.message(error)
     saved = ""
     if code == 3 and not isinstance(error, MaypoleError) and not fault.is_shortage(error):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -134,7 +135,8 @@ def _train(
         self_test(lm.model)
         if ranks.size > 1:
             ranks.same("rows", source.store.tokens)  # which also has them made by all, before the first plans alone
-            ranks.same("weights", sum(float(p.detach().double().sum()) for p in lm.model.parameters()))
+            sums = [torch.linalg.vector_norm(p.detach(), 1, dtype=torch.float64) for p in lm.model.parameters()]
+            ranks.same("weights", f"{float(sum(sums)):.9g}")  # machines of several kinds add in different orders
         plan = ranks.lead(lambda: artifact.plan(lambda: decisions(lm, source, config, ranks)))
         if plan["precision"] == "bf16" and not has_bf16(device):
             raise UserError("the run was begun in bf16, which this machine lacks", str(artifact.path))

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maypole.core.artifact import Artifact
-from maypole.core.errors import MaypoleError, UnsupportedCapability, UserError, portable
+from maypole.core.errors import ArtifactError, MaypoleError, UnsupportedCapability, UserError, portable
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +118,7 @@ class Ranks:
             return mine[0].path.resolve(), mine[0].out, mine[0].manifest
 
         path, out, manifest = self.lead(opened)
+        self.each(lambda: _check_seen(path))
         if mine:
             return mine[0]
         artifact = Artifact(path, manifest)
@@ -227,6 +229,12 @@ def _as_another(error: BaseException, ranks: Ranks) -> BaseException:
         store.wait(["told"], ANSWER)
         return SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 3)
     return error
+
+
+def _check_seen(path: Path) -> None:
+    if not path.is_dir():
+        expected = "an --out on a file system that all machines share, under the same path"
+        raise ArtifactError("another machine does not see it", str(path), expected)
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -3,12 +3,14 @@
 import json
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,19 +19,24 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo  # FSDP wants it; imported here it is there in every child
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
 from safetensors.torch import load_file
 
+from maypole.cli.app import parse
+from maypole.cli.commands import COMMANDS
+from maypole.cli.main import run as command
 from maypole.core.artifact import Artifact
 from maypole.core.errors import UserError
 from maypole.core.seeds import derive
 from maypole.models import load, save
 from maypole.models.peft_options import PeftOptions
-from maypole.train import Segment, TokenBatch, fit
+from maypole.train import Segment, TokenBatch, fit, ranks
 from maypole.train.trainer import finished_checkpoints
 from tests.engine.engine_fixtures import lm_of
 from tests.tiny_models import model_of
-from tests.train.test_resume import At, kill, terminate
+from tests.train.test_resume import At, in_a_child, kill, terminate
 from tests.train.train_fixtures import (
     Preferences,
     Trees,
@@ -45,6 +52,7 @@ from tests.train.train_fixtures import (
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 DEADLINE = 60.0
+ROOT = Path(__file__).parents[2]
 
 
 def launched(
@@ -229,7 +237,9 @@ class Refuses(Trees):
 
 
 @pytest.mark.parametrize("env", [{}, SHARDED], ids=["whole", "sharded"])
-def test_what_goes_wrong_in_one_process_is_said_by_the_first_and_ends_all(tmp_path, env: dict[str, str]):
+def test_what_goes_wrong_in_one_process_is_said_by_the_first_and_ends_all(tmp_path, env, monkeypatch):
+    if env:
+        monkeypatch.setattr(ranks, "ANSWER", timedelta(seconds=0.2))
     ended = launched(tmp_path, lambda rank: run(tmp_path / "run", objective=Refuses()), env=env)
     assert ended[0] == (3, "UserError: row 7: nobody can learn this\n  hint: another row")
     assert ended[1] == (2, None) or env  # who fails between shards is not heard before it is gone
@@ -307,18 +317,36 @@ def test_diverging_rows_are_named_though_each_process_sees_its_own(tmp_path, mon
     assert ended[1] == (2, None)
 
 
-def test_accelerate_launch_starts_the_command_in_shards_and_one_process_speaks(tmp_path):
-    save(lm_of("llama"), tmp_path / "base")
+def test_accelerate_launch_starts_the_command_in_shards_and_one_process_speaks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(lm_of("llama"), "base")
     rows = [{"prompt": f"q{i}", "completion": "yes" * (1 + i % 3)} for i in range(12)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = "train sft --model base --data rows.jsonl --examples-per-step 4 --precision fp32 --learning-rate 1e-4"
-    launch = "accelerate.commands.launch --use_fsdp --fsdp_version 2 --num_processes 2 --main_process_port 0 -m"
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for out, start in (("one", []), ("two", launch.split())):
-        command = [sys.executable, "-m", *start, "maypole.cli.main", *words.split(), "--out", out]
-        ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
-        assert ended.returncode == 0, ended.stderr
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = "train sft --model base --data rows.jsonl --examples-per-step 4 --precision fp32 --learning-rate 1e-4 --out"
+    assert in_a_child(lambda: os._exit(command([*words.split(), "one"]))) == 0
+    launch = f"--config_file {ROOT}/examples/fsdp2.yaml --num_processes 2 --main_process_port 0 -m maypole.cli.main"
+    started = [sys.executable, "-m", "accelerate.commands.launch", *launch.split(), *words.split(), "two"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(started, env=env, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("result") == 1
     assert ended.stderr.count("parameters learn") == 1
-    assert apart(tmp_path / "one", tmp_path / "two") < 1e-6
-    assert load(tmp_path / "two").fingerprint == Artifact.load(tmp_path / "one").key
+    assert apart(Path("one"), Path("two")) < 1e-6
+    assert load("two").fingerprint == Artifact.load("one").key
+
+
+def test_launches_in_the_docs_are_such_as_accelerate_and_maypole_take():
+    text = (ROOT / "docs" / "several-machines.md").read_text().replace("\\\n", " ")
+    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("accelerate launch ")]
+    assert len(lines) == 5
+    for words in lines:
+        launch = _launch(words)
+        assert (launch.no_python, launch.training_script) == (True, "maypole")
+        assert parse(launch.training_script_args, None, COMMANDS).function is not None
+    (file,) = {launch.config_file for launch in map(_launch, lines) if launch.config_file}
+    settings: Any = load_config_from_file(str(ROOT / file))
+    assert settings.fsdp_config["fsdp_version"] == 2
+
+
+def _launch(words: list[str]) -> Any:
+    return launch_command_parser().parse_args(words[2:])
