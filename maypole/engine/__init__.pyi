@@ -1,4 +1,5 @@
 from .engine import Engine as Engine
+from .remote import RemoteEngine as RemoteEngine
 from .request import NO_ADAPTER as NO_ADAPTER
 from .request import Chunk as Chunk
 from .request import Output as Output
@@ -15,6 +16,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "Output",
+    "RemoteEngine",
     "Request",
     "Sampling",
     "ScoreRequest",

@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from maypole.engine.settings import EngineConfig
 from maypole.engine.worker import Worker, call_in
 from maypole.models.language_model import LanguageModel
 from maypole.models.loading import load
+
+if TYPE_CHECKING:
+    from maypole.engine.remote import RemoteEngine
 
 
 class Engine:
@@ -76,10 +79,12 @@ class Engine:
             engine.update(directory, name)
         return engine
 
-    @classmethod
-    def connect(cls, url: str) -> "Engine":
-        """An engine behind an OpenAI-compatible URL; UnsupportedCapability: there is no such backend here."""
-        raise UnsupportedCapability("remote engines are not available", url, "Engine.load of a local model")
+    @staticmethod
+    def connect(url: str, **options: Any) -> "RemoteEngine":
+        """An engine behind an OpenAI-compatible URL; options as for `RemoteEngine`."""
+        from maypole.engine.remote import RemoteEngine
+
+        return RemoteEngine(url, **options)
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -3,7 +3,7 @@
 Prefixes are shared only under equal keys (adapter, salt). Knows nothing about rows or requests.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -92,11 +92,6 @@ class PrefixCache:
             del self._roots[node.key]
         self.tokens -= len(node.tokens)
         return True
-
-    def drop(self, stale: Callable[[Hashable], bool]) -> None:
-        """Forget everything under keys that are `stale`; nobody may read it."""
-        for key in [k for k in self._roots if stale(k)]:
-            self.tokens -= sum(len(n.tokens) for n in _below(self._roots.pop(key)))
 
     def nodes(self) -> Iterator[Node]:
         """Every run."""

@@ -177,8 +177,6 @@ def test_wrong_requests_are_named():
         engine.generate([Request("a", adapter="x")])
     with pytest.raises(UserError, match="--top-p"):
         Sampling(top_p=0.0)
-    with pytest.raises(UnsupportedCapability, match="remote engines"):
-        Engine.connect("http://localhost:1")
     with pytest.raises(UserError, match="need messages"):
         engine.generate([Request("a", tools=[{}])])
 
