@@ -30,7 +30,7 @@ FUNCTIONS = {
     "models:LanguageModel.with_adapter": "(self, name)",
     "engine:Engine": "(lm, config=None)",
     "engine:Engine.load": "(model_name_or_path, *, config=None, adapters=None, **options)",
-    "engine:Engine.connect": "(url)",
+    "engine:Engine.connect": "(url, **options)",
     "engine:Engine.generate": "(self, requests)",
     "engine:Engine.stream": "(self, request)",
     "engine:Engine.score": "(self, requests)",
