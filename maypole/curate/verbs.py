@@ -23,7 +23,7 @@ SCORES = "scores"
 PRUNED = "pruned"
 _FILES = {
     SCORES: ("*.parquet", "report.json", "manifest.json", "config.yaml", "run.log"),
-    PRUNED: ("data", "report.json", "README.md", "manifest.json", "config.yaml", "run.log"),
+    PRUNED: ("data", "report.json", "README.md", "nll.svg", "manifest.json", "config.yaml", "run.log"),
 }
 
 

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from maypole.core.artifact import Artifact
 from maypole.curate.corpus import open_corpus
-from maypole.curate.perplexity_pruning import Scores, prune, score
+from maypole.curate.perplexity_pruning import Scores, picture, prune, score
 from maypole.curate.perplexity_pruning.report import MOST_DOMAINS, OTHER
 from tests.curate.curate_fixtures import kept_ids, table, texts, written
 from tests.engine.engine_fixtures import lm_of
@@ -116,3 +117,20 @@ def test_many_domains_share_a_line_and_hostile_text_stays_text(tmp_path):
     assert "| &lt;i>0\\| |" in card
     fenced = card.split("## Samples")[1]
     assert fenced.count("````text") == 5
+
+
+def test_the_picture_is_valid_quiet_and_the_same_twice(made, tmp_path, recwarn):
+    report, done = pruned(made, tmp_path / "out", criterion="medium", rate=0.5)
+    svg = (done.path / "nll.svg").read_text()
+    assert svg == picture.picture(report)
+    shown = "".join(ElementTree.fromstring(svg).itertext())
+    assert all(word in shown for word in ("kept", "all", "wiki", "news", "nats per token"))
+    assert "](nll.svg)" in (done.path / "README.md").read_text()
+    wiki = report["histogram"]["domains"]["wiki"]
+    for name in ("_hidden", "\x07bell", "<b>&$x^2$", "東京", "x" * 99, ""):
+        report["histogram"]["domains"] = {"wiki": wiki, name: wiki}
+        shown = "".join(ElementTree.fromstring(picture.picture(report)).itertext())
+        assert (name.strip("_\x07")[:29] or "(none)") in shown
+    report["histogram"]["domains"] = {f"site {i}": wiki for i in range(9)}
+    assert "6 others" in "".join(ElementTree.fromstring(picture.picture(report)).itertext())
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

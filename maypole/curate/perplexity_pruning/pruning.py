@@ -17,7 +17,7 @@ from maypole.core.errors import UserError
 from maypole.core.identity import identity
 from maypole.core.shards import map_shards
 from maypole.curate.corpus import Corpus, Shard, documents, rewrite
-from maypole.curate.perplexity_pruning import report
+from maypole.curate.perplexity_pruning import picture, report
 from maypole.curate.perplexity_pruning.report import Sample, Tally, Wanted
 from maypole.curate.perplexity_pruning.scores import Scores
 from maypole.curate.perplexity_pruning.selection import Criterion, Selection, select
@@ -68,6 +68,7 @@ def prune(
     found = map_shards(partial(_given, cut), _prune_shard, named, out=out, title="prune", workers=workers, ray=ray)
     document = report.report(corpus, scores, selection, cut.wanted, found)
     write_atomic(out.path / report.FILE, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(out.path / picture.FILE, picture.picture(document))
     write_atomic(out.path / "README.md", report.card(document, out))
     return out.finish(report.metrics(document))
 

@@ -1,6 +1,7 @@
 """What a selection did to a corpus: per domain before and after, the histogram of nll, and documents to look at.
 
-The numbers are report.json, the same for people is README.md. Knows nothing about how files are written.
+The numbers are report.json, the same for people is README.md and its picture. Knows nothing about how files are
+written.
 """
 
 import re
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from maypole.core.artifact import Artifact, command_line
 from maypole.curate.corpus import Corpus, Document
+from maypole.curate.perplexity_pruning import picture
 from maypole.curate.perplexity_pruning.scores import Part, Scores
 from maypole.curate.perplexity_pruning.selection import Selection, nll_of, percentiles, place_of
 
@@ -219,7 +221,8 @@ def card(document: Mapping[str, Any], artifact: Artifact) -> str:
             f"| {line['documents_share']:.1%} | {line['kept_documents_share']:.1%} "
             f"| {line['tokens']:,} | {line['kept_tokens']:,} |"
         )
-    lines += ["", "## Nats per token", "", "```", *_bars(document["histogram"]), "```", "", "## Samples", ""]
+    lines += ["", "## Nats per token", "", f"![Documents by their nats per token, and those kept]({picture.FILE})"]
+    lines += ["", "## Samples", ""]
     for sample in document["samples"]:
         state = "kept" if sample["kept"] else "left out"
         head = f"{sample['nll']:.3f} nats per token, {state}: `{_cell(sample['id']).replace('`', '')}`"
@@ -231,18 +234,6 @@ def card(document: Mapping[str, Any], artifact: Artifact) -> str:
 def _dropped(document: Mapping[str, Any]) -> list[str]:
     reasons = [f"{_cell(reason)}: {count:,}" for reason, count in document["dropped"].items()]
     return [f"Left out before that: {', '.join(reasons)}.", ""] if reasons else []
-
-
-def _bars(histogram: Mapping[str, Any]) -> list[str]:
-    """A line for every third bin: # for what is kept, - for what is left out."""
-    edges = histogram["edges"][::3]
-    counts = [np.sum([d[name] for d in histogram["domains"].values()], axis=0) for name in ("documents", "kept")]
-    every, kept = (np.add.reduceat(count, np.arange(0, BINS, 3)) for count in counts)
-    width = 50 / max(every.max(), 1)
-    return [
-        f"{edge:8.3f} {'#' * round(k * width)}{'-' * (round(n * width) - round(k * width))} {n:,}"
-        for edge, n, k in zip(edges, every.tolist(), kept.tolist())
-    ]
 
 
 def _cell(text: str) -> str:
