@@ -49,7 +49,7 @@ SYSTEMS: tuple[System, ...] = (
     _system(
         "perplexity-pruning", "Perplexed by Perplexity", "2405.20541",
         "curate", "prune", "curate prune",
-        "there is more text than budget: keep the share that teaches most",
+        "there is more text than budget: keep the share that teaches most", built=True,
     ),
     _system(
         "wildchat", "WildChat", "2405.01470",

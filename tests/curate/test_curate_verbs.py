@@ -272,6 +272,14 @@ def test_the_examples_of_the_help_run(maypole, verb):
         assert code == 0, err
 
 
+def test_the_example_file_runs(maypole):
+    line = f"prune --config {ROOT / 'examples' / 'curate_prune.yaml'} --columns domain=domain"
+    assert json.loads(maypole(f"{line} --dry-run --json")[1])["rows_kept"] == 60
+    code, _, err = maypole(line)
+    assert code == 0, err
+    assert Artifact.load("pruned").manifest["metrics"]["kept_documents"] == 30
+
+
 def test_the_settings_that_a_result_keeps_make_it_again(maypole):
     line = "prune --model reference --data corpus --criterion low --stratify domain --by token --out o"
     assert maypole(line)[0] == 0
