@@ -132,7 +132,9 @@ def _opening(text: str) -> str:
 
 
 def _continuations(engine: Engine, openings: Sequence[str]) -> list[str]:
-    """What a model writes after each, greedily."""
+    """What a model writes after each, greedily; on an empty cache, as a resumed stage has it: the last bits of a
+    log-probability depend on what lies in there, and a tie can hang on them."""
+    engine.close()
     sampling = Sampling(max_tokens=CONTINUATION, temperature=0.0)
     room = engine.max_length // 2
     requests = [Request(engine.encode(opening)[:room], sampling) for opening in openings]

@@ -5,7 +5,15 @@ import pytest
 
 from maypole.core import theme
 from maypole.core.statistics import Interval
-from maypole.tour.report import Changes, accuracy_by_skill, change_per_measure, held_out_loss, scatter
+from maypole.tour.report import (
+    Changes,
+    accuracy_by_skill,
+    change_per_measure,
+    documents_by_surprise,
+    held_out_loss,
+    scatter,
+    token_share,
+)
 from maypole.tour.report.figure import label, names_within, thinned
 
 LOSSES = {"a": Interval(-4.9, -3.9, -4.4), "b": Interval(-1, 1, 0)}
@@ -13,6 +21,7 @@ CHANGES = [
     Changes(measure="perplexity", better="lower", digits=1, changes=LOSSES),
     Changes(measure="accuracy", unit="share", better="higher", changes={"a": Interval(0.01, 0.05, 0.03)}),
 ]
+EDGES, BINS = [i / 10 for i in range(61)], [i % 7 for i in range(60)]
 
 
 def points(n: int):
@@ -26,6 +35,8 @@ def points(n: int):
         lambda: held_out_loss(list(range(5_000)), list(np.linspace(3, 2, 5_000)), 3.1),
         lambda: accuracy_by_skill([f"skill {i}" for i in range(60)], [0.5] * 60, {"a": [0.6] * 60, "b": [0.4] * 60}),
         lambda: change_per_measure(CHANGES * 8),
+        lambda: documents_by_surprise(EDGES, {f"domain {i}": (BINS, BINS) for i in range(50)}, (3.0, 5.0)),
+        lambda: token_share({f"domain {i}": i + 1 for i in range(50)}, {"domain 3": 7}),
         lambda: scatter("t", "f", points(600), x="x", y="y"),
         lambda: scatter("t", "f", points(20_000), x="x", y="y"),
     ],
@@ -91,3 +102,23 @@ def test_thinning_keeps_both_ends():
     kept = thinned(1_000)
     assert (len(kept), kept[0], kept[-1]) == (120, 0, 999)
     assert thinned(3) == [0, 1, 2]
+
+
+def test_documents_by_surprise_says_what_is_kept_of_each_domain():
+    domains = {"wiki": ([0, 8, 2], [0, 8, 1]), "noise": ([0, 0, 10], [0, 0, 1])}
+    plot = documents_by_surprise([1.0, 2.0, 3.0, 4.0], domains, (2.0, 3.25))
+    assert plot.finding == "Kept is what lies between 2.00 and 3.25 nats per token: 90% of wiki and 10% of noise."
+    assert plot.table.rows == [("wiki", 2.0, 3.0, 8, 8), ("wiki", 3.0, 4.0, 2, 1), ("noise", 3.0, 4.0, 10, 1)]
+
+
+def test_beyond_four_domains_the_smaller_ones_are_one():
+    domains = {name: ([4], [1]) for name in "abcdef"}
+    plot = documents_by_surprise([1.0, 2.0], domains, (1.0, 2.0))
+    assert [row[0] for row in plot.table.rows] == ["a", "b", "c", "other"]
+    assert plot.table.rows[-1] == ("other", 1.0, 2.0, 12, 3)
+
+
+def test_token_share_is_of_all_and_of_what_is_kept():
+    plot = token_share({"wiki": 50, "noise": 50}, {"wiki": 90, "noise": 10})
+    assert plot.finding == "Of the tokens: wiki 50% to 90% and noise 50% to 10%."
+    assert plot.table.rows == [("wiki", 0.5, 0.9), ("noise", 0.5, 0.1)]

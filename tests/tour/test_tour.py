@@ -22,6 +22,7 @@ from maypole.models import load
 from maypole.tour import TourOptions, run_tour
 from maypole.tour.adapt import curve
 from maypole.tour.corpus import load_corpus
+from maypole.tour.mixture import mixture
 from maypole.tour.plan import Plan
 from maypole.tour.report.page import render
 from maypole.tour.rows import corpus_rows, held_out_rows, instruction_rows
@@ -220,7 +221,8 @@ def rows_of(corpus: Path) -> str:
     """A hash of all rows that a plan and a seed lead to."""
     texts, lm = load_corpus(corpus), load_zoo("village-1M")
     made = [make(lm, texts.train, 9, replay=True, length=64, seed=4)[0] for make in (corpus_rows, instruction_rows)]
-    return digest(texts.identity, *(f"{rows._fingerprint} {rows[:]}" for rows in made))
+    mixed = str(mixture(texts, 9, 9, seed=4))
+    return digest(texts.identity, mixed, *(f"{rows._fingerprint} {rows[:]}" for rows in made))
 
 
 def test_equal_plan_and_seed_give_equal_rows_whatever_the_hash_seed(corpus):

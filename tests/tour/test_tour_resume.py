@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from maypole.cli.main import run as command
 from maypole.tour import TourOptions, run_tour
 from maypole.tour import adapt as adapting
+from maypole.tour import curate as curating
 from maypole.tour import evaluate as evaluating
 from maypole.tour.report import Report
 from tests.tour.test_tour import words
@@ -73,12 +74,14 @@ def test_killed_in_every_stage_it_ends_like_an_undisturbed_tour(asked, tmp_path,
     again = TourOptions(model=asked.model, corpus=asked.corpus, minutes=asked.minutes, out=out)
     if asked.model is None:
         moments = [
+            (curating, "prune", kill),
             (adapting._MeasuredFirst, "on_step_end", at_step(3, kill)),
             (adapting, "instruction_rows", kill),
             (evaluating, "choose", kill),
         ]
     else:
         moments = [
+            (curating, "_composition", kill),
             (adapting._MeasuredFirst, "on_step_end", at_step(8, kill)),
             (adapting, "save_result", kill),
             (evaluating, "ask", kill),
@@ -107,7 +110,7 @@ def test_ctrl_c_keeps_the_steps_says_the_command_and_shows_where_it_stopped(
     said = capsys.readouterr()
     assert said.out == ""
     assert "stopped at adapt; corpus, step 7 is saved" in said.err
-    assert Path("run/report.html").read_text().count("Repeat this") == 0
+    assert Path("run/report.html").read_text().count("Repeat this") == 1  # of curate, which is done
     continues = f"maypole tour --model {model} --corpus {corpus} --minutes 0.05 --out run"
     assert f"Continue:  {continues}" in said.err
     shown = words(Path("run/report.html"))
