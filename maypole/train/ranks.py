@@ -169,6 +169,9 @@ def join() -> Ranks:
     if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() == "true":
         expected = "maypole's --gradient-checkpointing true"
         raise UnsupportedCapability("is not available", "--fsdp_activation_checkpointing", expected)
+    if "RANK" not in os.environ:
+        expected = "a start by accelerate launch or torchrun, or neither of them set"
+        raise UserError("WORLD_SIZE is set, and RANK is not", expected=expected)
     import torch
     import torch.distributed as dist
 
@@ -215,6 +218,8 @@ def _as_another(error: BaseException, ranks: Ranks) -> BaseException:
     global _control
     if isinstance(error, LostProcess) or _is_lost(error):
         return SystemExit(3)
+    if _control is None:  # it was in vain before
+        return error
     import torch.distributed as dist
 
     with suppress(RuntimeError):
@@ -239,7 +244,9 @@ def _check_seen(path: Path) -> None:
 
 def _is_lost(error: BaseException) -> bool:
     """Whether a collective inside a library failed because a process is gone."""
-    return isinstance(error, RuntimeError) and ("Connection closed by peer" in str(error) or "gloo" in str(error))
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _store() -> "dist.Store":

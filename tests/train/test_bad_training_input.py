@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from maypole.core.errors import ConfigError, DataError, UnsupportedCapability, UserError
+from maypole.core.errors import ConfigError, DataError, UserError
 from maypole.models.attention import configs
 from maypole.models.peft_options import PeftOptions
 from maypole.train import Chats, Completions, LanguageModeling, Segment, TrainConfig, fit
@@ -164,12 +164,13 @@ def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
             "--fsdp_activation_checkpointing: .*\n.*--gradient-checkpointing",
         ),
+        ({}, "WORLD_SIZE is set, and RANK is not"),
     ],
 )
 def test_launches_that_cannot_work_are_refused(tmp_path, monkeypatch, wanted: dict, says: str):
     for name, value in {"WORLD_SIZE": "2", **wanted}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UnsupportedCapability, match=says):
+    with pytest.raises(UserError, match=says):
         fit(lm_with(model_of("llama")), tree_rows([leaf([4, 5])]), Trees(), config(), out=tmp_path / "out")
 
 

@@ -242,7 +242,8 @@ def test_what_goes_wrong_in_one_process_is_said_by_the_first_and_ends_all(tmp_pa
         monkeypatch.setattr(ranks, "ANSWER", timedelta(seconds=0.2))
     ended = launched(tmp_path, lambda rank: run(tmp_path / "run", objective=Refuses()), env=env)
     assert ended[0] == (3, "UserError: row 7: nobody can learn this\n  hint: another row")
-    assert ended[1] == (2, None) or env  # who fails between shards is not heard before it is gone
+    # Who fails between shards is not heard before it is gone, and so speaks for itself.
+    assert ended[1] == (ended[0] if env else (2, None))
     assert json.loads((tmp_path / "run.part" / "manifest.json").read_text())["error"].startswith("row 7: nobody")
 
 
@@ -255,6 +256,17 @@ def test_what_goes_wrong_before_the_processes_meet_is_said_too(tmp_path):
     assert (first, second, silent) == (3, 2, None)
     assert said.startswith("DataError: ")
     assert "tree" in said
+
+
+def test_a_result_that_another_machine_would_not_see_is_refused(tmp_path, monkeypatch):
+    def work(rank: int) -> None:
+        if rank == 1:
+            monkeypatch.setattr(Path, "is_dir", lambda path: False)
+        run(tmp_path / "run")
+
+    (_, said), (code, _) = launched(tmp_path, work)
+    assert "run.part: another machine does not see it\n  hint: an --out on a file system that all" in said
+    assert code == 2
 
 
 def test_processes_that_do_not_begin_alike_are_refused(tmp_path):
