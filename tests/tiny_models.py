@@ -30,11 +30,17 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", {}),
 }
 FAMILIES = tuple(_OPTIONS)
+_MIXTURE = {"num_experts_per_tok": 2, "router_aux_loss_coef": 0.0}
+MIXTURES = {
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, **_MIXTURE}),
+    "qwen3_moe": ("Qwen3MoeConfig", {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 8, **_MIXTURE}),
+}
+"""Mixtures of experts: no view of their blocks, but packed attention as it stands."""
 
 
 def config_of(family: str, **changes: Any) -> Any:
     """The transformers config of a tiny model."""
-    name, options = _OPTIONS[family]
+    name, options = (_OPTIONS | MIXTURES)[family]
     sizes = dict(_SIZES)
     if family == "gpt2":
         sizes = {"vocab_size": VOCABULARY, "n_embd": 32, "n_inner": 48, "n_layer": 3, "n_head": 4, "n_positions": 512}

@@ -5,7 +5,7 @@ import torch
 from maypole.core.errors import UnsupportedCapability, UserError
 from maypole.engine import Engine, EngineConfig, Request, Sampling
 from tests.engine.engine_fixtures import EOS, hf_greedy, hf_logprobs, lm_of, random_ids
-from tests.tiny_models import FAMILIES
+from tests.tiny_models import FAMILIES, MIXTURES
 
 GREEDY = Sampling(max_tokens=16, temperature=0.0)
 
@@ -26,7 +26,7 @@ def _agree(model, prompt: list[int], ours: list[int], theirs: list[int]) -> bool
     return bool((a - b).abs() <= 1e-4 * logits.abs().max())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 def test_greedy_tokens_and_logprobs_equal_transformers_alone_and_in_a_batch(family: str):
     lm = lm_of(family)
     prompts = _prompts()

@@ -13,7 +13,7 @@ from maypole.models.attention import packed_execution
 from maypole.train import Segment
 from maypole.train.batch import pack
 from maypole.train.step import ReferenceLogps, loss_of
-from tests.tiny_models import FAMILIES, model_of
+from tests.tiny_models import FAMILIES, MIXTURES, model_of
 from tests.train.train_fixtures import (
     Trees,
     TwoPassTrees,
@@ -88,6 +88,16 @@ def test_packed_equals_padded_and_one_by_one_in_loss_and_every_gradient(
     for other_loss, other in (plain(lm, trees), passed(lm, rows, Trees(), together=False)):
         assert loss == pytest.approx(other_loss, rel=bound)
         assert farthest(gradients, other) < bound
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_mixtures_of_experts_train_packed_as_padded(family: str):
+    """Their grouped product knows no fp64."""
+    lm, trees = lm_with(model_of(family)), documents()
+    loss, gradients = passed(lm, tree_rows(trees), Trees())
+    other_loss, other = plain(lm, trees)
+    assert loss == pytest.approx(other_loss, rel=1e-5)
+    assert farthest(gradients, other) < 1e-5
 
 
 def test_the_order_of_documents_in_a_pack_changes_nothing():
