@@ -41,7 +41,8 @@ def maypole(capsys):
 def test_a_command_gets_its_flags_and_shows_its_result(maypole):
     code, out, err = maypole("train sft --data a.jsonl b.parquet --mix 3 1 --peft.r 4 --out o")
     assert code == 0
-    assert Path("o/seen.txt").read_text() == "(('a.jsonl', 'b.parquet'), (3.0, 1.0), Peft(type='lora', r=4, options={}))"
+    seen = "(('a.jsonl', 'b.parquet'), (3.0, 1.0), Peft(type='lora', r=4, options={}))"
+    assert Path("o/seen.txt").read_text() == seen
     assert out.split() == ["loss", "1.5", "result", "o"]
     assert err == "train: 2 steps\ntrain: 2 steps in 0:00\n"
 
