@@ -5,7 +5,7 @@ Reads the stage's artifact; measures nothing.
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maypole.core.statistics import verdict
@@ -14,7 +14,7 @@ from maypole.tour import base
 from maypole.tour.curate import CRITERION, DOCUMENTS, KEPT, SCORES, Found
 from maypole.tour.plan import CuratePlan
 from maypole.tour.report import Example, Plot, Stage, Table, documents_by_surprise, token_share
-from maypole.tour.report.words import bounds, number
+from maypole.tour.report.words import bounds, number, percent
 from maypole.tour.stages import StageInfo
 from maypole.tour.telling import Facts, Progress, common
 
@@ -27,11 +27,8 @@ def page(facts: Facts, info: StageInfo, stage: Progress) -> Stage:
     pruned, found = json.loads((path / KEPT / FILE).read_bytes()), Found.of(path)
     names = [line["domain"] for line in found.composition]
     bins = pruned["histogram"]["domains"]
-    plots = [
-        documents_by_surprise(
-            pruned["histogram"]["edges"], {n: (bins[n]["documents"], bins[n]["kept"]) for n in names}, _band(pruned)
-        )
-    ]
+    counts = {name: (_pairs(bins[name]["documents"]), _pairs(bins[name]["kept"])) for name in names}
+    plots = [documents_by_surprise(pruned["histogram"]["edges"][::2], counts, _band(pruned))]
     if len(names) > 1:
         plots.append(_share(found))
     out = facts.options.out / info.directory
@@ -42,6 +39,11 @@ def page(facts: Facts, info: StageInfo, stage: Progress) -> Stage:
         table=_table(pruned, found), examples=[_example(sample) for sample in pruned["samples"]],
         repeat_command=shlex.join([*again, "--out", str(facts.options.out / KEPT)]), **common(stage),
     )  # fmt: skip
+
+
+def _pairs(bins: Sequence[int]) -> list[int]:
+    """Two neighbours as one: some thousand documents make a smooth line that way."""
+    return [a + b for a, b in zip(bins[::2], bins[1::2], strict=True)]
 
 
 def _band(pruned: Mapping[str, Any]) -> tuple[float, float]:
@@ -65,10 +67,10 @@ def _finding(plan: CuratePlan, pruned: Mapping[str, Any], found: Found) -> str:
         "no clear change": "no clear change; the next stage learns from what is kept",
     }[verdict(found.change, "lower")]
     return (
-        f"{kept:,} of {scored:,} documents are kept: the middle {plan.rate:.0%} by the surprise of {base.SHIPPED_BASE} "
-        f"at the first {plan.tokens_read} tokens of each. {_mixed(plan, found)} Held-out loss after {plan.trial_steps} "
-        f"steps of {rows} on either: {number(found.loss['kept'], 3)} nats per token by what is kept, "
-        f"{number(found.loss['all'], 3)} by all, {number(found.change.mean, 3, signed=True)} "
+        f"{kept:,} of {scored:,} documents are kept: the middle {percent(plan.rate)} by the surprise of "
+        f"{base.SHIPPED_BASE} at the first {plan.tokens_read} tokens of each. {_mixed(plan, found)} Held-out loss "
+        f"after {plan.trial_steps} steps of {rows} on either: {number(found.loss['kept'], 3)} nats per token by what "
+        f"is kept, {number(found.loss['all'], 3)} by all, {number(found.change.mean, 3, signed=True)} "
         f"{bounds(found.change, 3)}: {said}."
     )
 
@@ -79,8 +81,8 @@ def _mixed(plan: CuratePlan, found: Found) -> str:
     corpus = found.composition[0]
     before, after = (corpus[n] / sum(line[n] for line in found.composition) for n in ("documents", "kept"))
     return (
-        f"Noise and boilerplate were mixed in to be found: {before:.0%} of the documents are {corpus['domain']}, "
-        f"{after:.0%} of those kept."
+        f"Noise and boilerplate were mixed in to be found: {percent(before)} of the documents are {corpus['domain']}, "
+        f"{percent(after)} of those kept."
     )
 
 
@@ -99,5 +101,6 @@ def _table(pruned: Mapping[str, Any], found: Found) -> Table:
 
 def _example(sample: Mapping[str, Any]) -> Example:
     state = "kept" if sample["kept"] else "left out"
-    label = f"percentile {sample['percentile']}, {state}: {number(sample['nll'], 2)} nats per token"
-    return Example(label=label, prompt=f"({sample['domain']})", after=sample["text"])
+    surprise = f"{number(sample['nll'], 2)} nats per token"
+    label = f"percentile {sample['percentile']}, {surprise}, {state}: {sample['domain']}"
+    return Example(label=label, after=sample["text"])

@@ -107,7 +107,7 @@ def test_thinning_keeps_both_ends():
 def test_documents_by_surprise_says_what_is_kept_of_each_domain():
     domains = {"wiki": ([0, 8, 2], [0, 8, 1]), "noise": ([0, 0, 10], [0, 0, 1])}
     plot = documents_by_surprise([1.0, 2.0, 3.0, 4.0], domains, (2.0, 3.25))
-    assert plot.finding == "Kept is what lies between 2.00 and 3.25 nats per token: 90% of wiki and 10% of noise."
+    assert plot.finding == "Kept is what lies between 2.00 and 3.25 nats per token: 90 % of wiki and 10 % of noise."
     assert plot.table.rows == [("wiki", 2.0, 3.0, 8, 8), ("wiki", 3.0, 4.0, 2, 1), ("noise", 3.0, 4.0, 10, 1)]
 
 
@@ -120,5 +120,5 @@ def test_beyond_four_domains_the_smaller_ones_are_one():
 
 def test_token_share_is_of_all_and_of_what_is_kept():
     plot = token_share({"wiki": 50, "noise": 50}, {"wiki": 90, "noise": 10})
-    assert plot.finding == "Of the tokens: wiki 50% to 90% and noise 50% to 10%."
+    assert plot.finding == "Of the tokens: wiki 50 % to 90 % and noise 50 % to 10 %."
     assert plot.table.rows == [("wiki", 0.5, 0.9), ("noise", 0.5, 0.1)]

@@ -88,8 +88,8 @@ def test_the_change_is_that_of_the_same_documents_after_equal_steps():
 def test_the_finding_says_what_went_and_what_that_did(change, said):
     found = Found(COMPOSITION, {"all": 4.0, "kept": 3.8}, Interval(*change))
     told = curate_page._finding(PLAN, PRUNED, found)
-    assert told.startswith("50 of 100 documents are kept: the middle 50% by the surprise of village-4M-prose at the ")
-    assert "mixed in to be found: 50% of the documents are notes, 90% of those kept." in told
+    assert told.startswith("50 of 100 documents are kept: the middle 50 % by the surprise of village-4M-prose at the ")
+    assert "mixed in to be found: 50 % of the documents are notes, 90 % of those kept." in told
     measured = "after 30 steps of 8 rows on either: 3.800 nats per token by what is kept, 4.000 by all, "
     assert told.endswith(measured + said)
     alone = curate_page._finding(dataclasses.replace(PLAN, noise=0, examples_per_step=1), PRUNED, found)
@@ -123,7 +123,8 @@ def test_the_corpus_of_the_next_stage_is_what_was_kept(own):
     told = next(stage for stage in report.stages if stage.name == "curate")
     assert len(told.plots) == 1
     assert len(told.examples) == 5
-    assert told.examples[0].label.startswith("percentile 1, left out: ")
+    assert told.examples[0].label.startswith("percentile 1, ")
+    assert told.examples[0].label.endswith(" nats per token, left out: notes")
 
 
 def test_the_command_that_repeats_the_choice_keeps_the_same_documents(own, tmp_path, monkeypatch):

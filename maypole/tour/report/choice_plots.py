@@ -10,7 +10,7 @@ import numpy as np
 from maypole.core import theme
 from maypole.tour.report.figure import draw, label, names_within, style
 from maypole.tour.report.model import Plot, Table
-from maypole.tour.report.words import number
+from maypole.tour.report.words import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,11 +36,11 @@ def documents_by_surprise(
         axes.axvspan(*band, facecolor=theme.LIGHT["line"], alpha=0.6, label="kept")
         for k, (look, (name, (counts, _))) in enumerate(zip(theme.SERIES, shown.items())):
             # Each line has its markers at other places, so that none hides another.
-            axes.plot(centres, np.array(counts) / total, markevery=(3 * k, 12), **style(look, label=label(name)))
+            axes.plot(centres, np.array(counts) / total, markevery=(2 * k, 8), **style(look, label=label(name)))
         axes.set(xlabel="nll by the reference (nats/token)", ylabel="documents (share)", ylim=(0, None))
         figure.legend(loc="outside upper left", ncols=2)
 
-    parts = [f"{sum(kept) / (sum(counts) or 1):.0%} of {name}" for name, (counts, kept) in shown.items()]
+    parts = [f"{percent(sum(kept) / (sum(counts) or 1))} of {name}" for name, (counts, kept) in shown.items()]
     finding = (
         f"Kept is what lies between {number(band[0], 2)} and {number(band[1], 2)} nats per token: {_listed(parts)}."
     )
@@ -76,7 +76,7 @@ def token_share(before: Mapping[str, int], after: Mapping[str, int]) -> Plot:
         axes.spines["left"].set_visible(False)
         figure.legend(loc="outside upper right", ncols=2)
 
-    said = [f"{name} {shares[0][name]:.0%} to {shares[1][name]:.0%}" for name in drawn]
+    said = [f"{name} {percent(shares[0][name])} to {percent(shares[1][name])}" for name in drawn]
     table = Table(
         columns=("domain", "share before", "share after"),
         rows=[(name, round(shares[0][name], 4), round(shares[1][name], 4)) for name in before],

@@ -74,6 +74,11 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
     return ("−" if value < 0 else "+" if signed else "") + text
 
 
+def percent(share: float) -> str:
+    """`0.5` is "50 %"."""
+    return f"{number(100 * share, 0)} %"
+
+
 def bounds(interval: Interval | None, digits: int) -> str:
     """ "[−4.9, −3.9]", or "" without an interval or with one that is unbounded."""
     if interval is None or not math.isfinite(interval.low) or not math.isfinite(interval.high):
