@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from maypole.models import save
-from maypole.tour import base, run
+from maypole.tour import TourOptions, base, run, run_tour
 from maypole.tour.plan import Rates
 from tests.engine.engine_fixtures import lm_of
 
@@ -16,6 +16,7 @@ RATES = Rates(
     train_tokens_per_second=16_000, score_tokens_per_second=2_000, reference_tokens_per_second=2_000,
     answers_per_second=100, tokens_a_document=150, rows_a_document=2.0, tokens_a_row=100, tokens_an_instruction_row=60,
 )  # fmt: skip
+MINUTES = 0.05
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +71,19 @@ def plain_model(tmp_path_factory) -> Path:
     lm.tokenizer.chat_template = None
     save(lm, path)
     return path
+
+
+def options(out: Path, corpus: Path | None, model: Path | None = None, **changes) -> TourOptions:
+    fields = {"out": out, "corpus": corpus, "model": str(model) if model else None, "minutes": MINUTES, **changes}
+    return TourOptions(**fields)
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory, corpus):
+    """A finished tour of the base that ships."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maypole.tour.run.probe", lambda *args, **kwargs: RATES)
+        patch.setattr("maypole.tour.base.SHIPPED_BASE", "village-1M")
+        patch.setenv("MAYPOLE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        asked = options(tmp_path_factory.mktemp("own") / "run", corpus)
+        return asked, run_tour(asked)

@@ -19,7 +19,7 @@ from maypole.core.errors import ArtifactError
 from maypole.core.identity import digest
 from maypole.core.lock import DirectoryLock
 from maypole.models import load
-from maypole.tour import TourOptions, run_tour
+from maypole.tour import run_tour
 from maypole.tour.adapt import curve
 from maypole.tour.corpus import load_corpus
 from maypole.tour.mixture import mixture
@@ -28,15 +28,9 @@ from maypole.tour.report.page import render
 from maypole.tour.rows import corpus_rows, held_out_rows, instruction_rows
 from maypole.train import TrainConfig, fit
 from maypole.village.zoo import PretrainingMix, load_zoo
-from tests.tour.conftest import RATES, sentences
+from tests.tour.conftest import RATES, options, sentences
 
 pytestmark = pytest.mark.usefixtures("_fixed_rates")
-MINUTES = 0.05
-
-
-def options(out: Path, corpus: Path | None, model: Path | None = None, **changes) -> TourOptions:
-    fields = {"out": out, "corpus": corpus, "model": str(model) if model else None, "minutes": MINUTES, **changes}
-    return TourOptions(**fields)
 
 
 def words(path: Path) -> str:
@@ -46,17 +40,6 @@ def words(path: Path) -> str:
 
 def state_of(report, name: str) -> str:
     return next(stage.state for stage in report.stages if stage.name == name)
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory, corpus):
-    """A finished tour of the base that ships."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maypole.tour.run.probe", lambda *args, **kwargs: RATES)
-        patch.setattr("maypole.tour.base.SHIPPED_BASE", "village-1M")
-        patch.setenv("MAYPOLE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        asked = options(tmp_path_factory.mktemp("own") / "run", corpus)
-        return asked, run_tour(asked)
 
 
 @pytest.fixture(scope="module")

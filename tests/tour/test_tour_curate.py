@@ -20,7 +20,6 @@ from maypole.tour.curate import KEPT, Found, chosen
 from maypole.tour.mixture import mixture
 from maypole.tour.plan import CuratePlan
 from tests.tour.conftest import RATES, sentences
-from tests.tour.test_tour import own as own  # the finished tour
 
 TEXTS = [sentences(80, seed=i) for i in range(40)]
 PLAN = CuratePlan(
