@@ -116,6 +116,11 @@ class Engine:
         """How many updates there were."""
         return self._updates
 
+    @property
+    def alive(self) -> bool:
+        """Whether submitted requests will be stepped; False for good once a step died of more than an error."""
+        return self._worker.alive
+
     def encode(self, prompt: Prompt) -> list[int]:
         """The ids that a request with this prompt starts from."""
         return inputs.encode(Request(prompt), self.tokenizer, 0, self._runner.vocabulary).tolist()

@@ -151,6 +151,7 @@ class Chunk:
     logprobs: list[float]
     index: int = 0
     output: Output | None = None
+    top_logprobs: list[dict[int, float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +169,16 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """log p of each token of a continuation, their sum, and whether greedy decoding would have said exactly this."""
+    """log p of each token of a continuation, their sum, and whether greedy decoding would have said exactly this.
+
+    `best[t]` is (id, log p) of the most likely token at t; the chosen one itself wins ties.
+    """
 
     logprobs: list[float]
     sum: float
     is_greedy: bool
     token_ids: list[int] = field(default_factory=list)
+    best: list[tuple[int, float]] = field(default_factory=list)
 
 
 def unsupported(sampling: Sampling, where: str) -> None:

@@ -79,6 +79,7 @@ def _score_batch(items: Sequence[Scoring], runner: Runner) -> list[Scored]:
     needed, place = np.unique(slots, return_inverse=True)
     by_slot = np.argsort(place, kind="stable")
     logps, top = np.empty(len(slots), dtype=np.float32), np.empty(len(slots), dtype=bool)
+    best_ids, best_logps = np.empty(len(slots), dtype=np.int64), np.empty(len(slots), dtype=np.float32)
     chosen = hidden[torch.from_numpy(needed).to(hidden.device)]
     sorted_place = place[by_slot]
     for rows, logits in runner.logits(chosen):
@@ -86,15 +87,19 @@ def _score_batch(items: Sequence[Scoring], runner: Runner) -> list[Scored]:
         row = torch.from_numpy(place[pairs] - rows.start).to(logits.device)
         target = torch.from_numpy(targets[pairs]).to(logits.device)
         values = logits[row, target]
-        norm, best = torch.logsumexp(logits, dim=-1), logits.max(dim=-1).values
+        norm, (best, first) = torch.logsumexp(logits, dim=-1), logits.max(dim=-1)
         logps[pairs] = (values - norm[row]).float().cpu().numpy()
-        top[pairs] = (values >= best[row]).cpu().numpy()
+        greedy = values >= best[row]
+        top[pairs] = greedy.cpu().numpy()
+        best_ids[pairs] = torch.where(greedy, target, first[row]).cpu().numpy()
+        best_logps[pairs] = (best - norm)[row].float().cpu().numpy()
     out: list[Scored] = []
     at = 0
     for item in items:
         n = len(item.ids) - item.start
         mine = logps[at : at + n]
         total = float(mine.sum(dtype=np.float64))
-        out.append(Scored(mine.tolist(), total, bool(top[at : at + n].all()), item.ids[item.start :].tolist()))
+        best = list(zip(best_ids[at : at + n].tolist(), best_logps[at : at + n].tolist()))
+        out.append(Scored(mine.tolist(), total, bool(top[at : at + n].all()), item.ids[item.start :].tolist(), best))
         at += n
     return out

@@ -124,7 +124,8 @@ class Sequence:
             return
         piece = self.text.finish() if self.output is not None else self.text.take()
         new = slice(len(self.generated) - tokens, None)
-        self.listener(self, Chunk(piece, self.generated[new], self.logprobs[new], self.index, self.output))
+        top = self.top[new] if self.sampling.logprobs is not None else None
+        self.listener(self, Chunk(piece, self.generated[new], self.logprobs[new], self.index, self.output, top))
 
     def _finish(self) -> None:
         assert self.ended is not None

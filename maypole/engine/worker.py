@@ -25,6 +25,12 @@ class Worker:
                 self._thread = threading.Thread(target=self._work, name="maypole-engine", daemon=True)
                 self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """False when the thread died with its work: nobody will ever step the queue again."""
+        thread = self._thread
+        return thread is None or thread.is_alive()
+
     def _work(self) -> None:
         while True:
             with self._lock:
