@@ -89,7 +89,10 @@ class Sizes:
     every: int = 25
     held_out: int = 256
     prompts: int = 300
-    learning_rate: float = 3e-3  # the one of 1e-3, 2e-3 and 3e-3 at which the model without selection ends best
+    learning_rate: float = 3e-3
+    """Of 3e-4, 1e-3 and 3e-3 the one at which the model without selection ends best, in another world than those
+    measured: at 3e-4 it knows 0.82 of the facts of the curated mix at the end, here all of them in a fourth of the
+    steps, and there is less to save."""
 
 
 class Mix:
