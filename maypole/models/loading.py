@@ -14,7 +14,13 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from maypole.core.errors import ConfigError, UnsupportedCapability, UnsupportedModel, UserError
@@ -34,6 +40,7 @@ _CLASSES: dict[str, str] = {
 }
 _NOUNS = {"causal": "a causal language model", "score": "a model with a score head", "encode": "an encoder"}
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 
 
@@ -191,6 +198,8 @@ def _tokenizer(path: Path, name: str, trust: bool) -> PreTrainedTokenizerBase:
     if not _has_tokenizer(path):
         raise UserError("it has no tokenizer", name, f"copy its tokenizer there ({', '.join(_TOKENIZER_FILES)})")
     try:
+        if _is_its_own_tokenizer(path):
+            return PreTrainedTokenizerFast.from_pretrained(path)
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
     except Exception as error:  # tokenizers raises bare Exception
         if "trust_remote_code" in str(error):
@@ -198,6 +207,16 @@ def _tokenizer(path: Path, name: str, trust: bool) -> PreTrainedTokenizerBase:
             raise UserError("its tokenizer brings its own code", name, hint) from error
         hint = "the tokenizer files of the model it was made from"
         raise UserError(f"its tokenizer cannot be read: {str(error).splitlines()[0]}", name, hint) from error
+
+
+def _is_its_own_tokenizer(path: Path) -> bool:
+    """Whether tokenizer.json is all there is to it: AutoTokenizer would put Qwen's splitting and an unknown token, with
+    an id beyond the vocabulary, on any tokenizer that lies beside a Qwen2 model."""
+    file = path / "tokenizer_config.json"
+    if not file.is_file() or not (path / "tokenizer.json").is_file():
+        return False
+    fields = json.loads(file.read_text())
+    return fields.get("tokenizer_class") in _PLAIN_TOKENIZERS and "auto_map" not in fields
 
 
 def _weights(path: Path, name: str, task: Task, config: Any, dtype: torch.dtype, trust: bool) -> Any:

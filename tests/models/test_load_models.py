@@ -45,6 +45,14 @@ def test_a_copy_has_the_same_fingerprint_and_a_changed_weight_another(make, tmp_
     assert load(tmp_path / "changed").fingerprint != lm.fingerprint
 
 
+def test_a_tokenizer_of_its_own_stays_what_it_is_beside_a_model_of_any_family(make, tokenizer):
+    text = "the cat's mat 12"
+    for family in ("qwen2", "gpt2", "gpt_neox", "llama"):
+        found = load(make(family)).tokenizer
+        assert (len(found), found.unk_token) == (len(tokenizer), tokenizer.unk_token)
+        assert found(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
 def test_score_and_encode_load_their_own_heads(make, tmp_path, tokenizer):
     path = make("llama", tie_word_embeddings=False)
     encoder = load(path, task="encode")
