@@ -37,6 +37,7 @@ class Figures:
 
     def write(self, folder: Path) -> Path:
         """Store them as NAME.json."""
+        folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{self.name}.json"
         write_atomic(file, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
         return file
