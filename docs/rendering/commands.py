@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from cyclopts import App, Argument
 
-from maypole.cli.app import build
+from maypole.catalogue import ROOMS
+from maypole.cli.app import DEFAULT_VERB, build
 from maypole.cli.commands import COMMANDS
 from maypole.core.config import ModelOptions, RunOptions
 from maypole.train.config import TrainConfig
@@ -101,8 +102,9 @@ def _hint(hint: Any) -> _Hint:
 
 
 def _app(path: tuple[str, ...]) -> App:
-    app = build(COMMANDS, chosen=path)
-    for word in path:
+    full = (*path, DEFAULT_VERB) if path[0] in ROOMS and len(path) == 1 else path
+    app = build(COMMANDS, chosen=full)
+    for word in full:
         app = app[word]
     return app
 

@@ -39,6 +39,10 @@ COMMANDS: Table = {
         "maypole.models.verbs:export",
         "Write a model or adapter as a clean Hugging Face directory.",
     ),
+    ("serve",): (
+        "maypole.serve.verbs:serve",
+        "Serve a model and its adapters over HTTP, as OpenAI's clients expect it.",
+    ),
     ("train", "sft"): ("maypole.train.verbs:sft", "Fine-tune a model on chats, or on prompts with completions."),
     ("train", "pretrain"): (
         "maypole.train.verbs:pretrain",

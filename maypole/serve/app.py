@@ -188,13 +188,13 @@ class Account:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begin, status = time.monotonic(), 499
+        begin, status, begun = time.monotonic(), 499, False
         state = scope.setdefault("state", {})
 
         async def noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 if "warning" in state:
                     header = (b"x-ignored-fields", state["warning"].encode("ascii"))
                     message = {**message, "headers": [*message["headers"], header]}
@@ -202,6 +202,11 @@ class Account:
 
         try:
             await self._app(scope, receive, noted)
+        except Exception as error:  # its message may quote the request: only its kind is told
+            log.error("a request failed: %s", type(error).__name__)
+            log.debug("its traceback", exc_info=error)
+            if not begun:
+                await ApiError(500, "the server failed at this request").response(scope, receive, noted)
         finally:
             route = scope.get("route")
             model = state.get("model", "")
@@ -223,16 +228,10 @@ def _errors(app: FastAPI) -> None:
     def routed(error: HTTPException) -> ApiError:
         return ApiError(error.status_code, str(error.detail))
 
-    def fault(error: Exception) -> ApiError:
-        log.error("a request failed: %s", type(error).__name__)
-        log.debug("its traceback", exc_info=error)
-        return ApiError(500, "the server failed at this request")
-
     app.add_exception_handler(ApiError, handler(lambda error: error))
     app.add_exception_handler(UserError, handler(from_user_error))
     app.add_exception_handler(HTTPException, handler(routed))
     app.add_exception_handler(ClientGone, handler(lambda error: ApiError(499, "the client left")))
-    app.add_exception_handler(Exception, handler(fault))
 
 
 def _down(why: str) -> Response:

@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from maypole.engine.request import Sampling
 from maypole.serve.guard import ApiError
+from maypole.serve.names import ADAPTER_NAME
 
 Text = Annotated[str, Field(max_length=256, min_length=1)]
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
-ADAPTER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+LEAST_TEMPERATURE = 1e-5
+"""Below it logits divided by the temperature may overflow; the draw is greedy all the same."""
 TEMPLATE_OPTIONS_REFUSED = frozenset({"chat_template", "tokenize", "tools", "documents", "conversation"})
 """Arguments of a chat template's renderer that are no business of a client."""
 
@@ -55,7 +57,7 @@ class Drawn(Body):
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)
     response_format: ResponseFormat | None = None
     regex: str | None = Field(None, max_length=8192)
     choice: list[Text] | None = Field(None, max_length=256, min_length=1)
@@ -82,7 +84,7 @@ class Drawn(Body):
             json_schema = json_schema or wanted.json_schema.schema_
         return Sampling(
             max_tokens=max_tokens,
-            temperature=self.temperature,
+            temperature=0.0 if self.temperature < LEAST_TEMPERATURE else self.temperature,
             top_p=self.top_p,
             top_k=max(self.top_k, 0),
             min_p=self.min_p,

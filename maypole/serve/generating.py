@@ -4,6 +4,7 @@ A client that leaves ends its sequences at the next step.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import ExitStack, aclosing
@@ -23,6 +24,8 @@ from maypole.serve.metrics import Metrics
 
 if TYPE_CHECKING:
     from maypole.engine.engine import Engine
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -181,11 +184,11 @@ class Generating:
                         outputs[index] = chunk.output
                     yield event(form.document([choice], streamed=True))
                     started = True
-        except (ApiError, UserError) as error:
+        except Exception as error:
             if not started:
                 raise
-            refused = error if isinstance(error, ApiError) else from_user_error(error)
-            yield event(refused.document)
+            log.error("a stream failed: %s", type(error).__name__)
+            yield event(_told(error).document)
             return
         self.metrics.e2e.observe(time.monotonic() - begin)
         used = self._used([outputs[i] for i in sorted(outputs)], job.n)
@@ -244,6 +247,12 @@ class Events(StreamingResponse):
                 await super().__call__(scope, receive, send)
             finally:
                 await self._events.aclose()
+
+
+def _told(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    return from_user_error(error) if isinstance(error, UserError) else ApiError(500, "the server failed")
 
 
 async def _gone(http: HttpRequest) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from maypole.engine import Engine, Request, Sampling, ScoreRequest
-from tests.engine.engine_fixtures import lm_of
+from tests.engine.engine_fixtures import TEMPLATE, lm_of
 from tests.serve.serve_fixtures import PROMPT, app_of, call
 
 
@@ -140,7 +140,7 @@ def test_an_answer_follows_a_schema(app: Any, engine: Engine):
 
 def test_a_forced_tool_is_called(engine: Engine):
     lm = lm_of()
-    lm.tokenizer.chat_template = "{% if tools %}T{{ tools | length }}{% endif %}" + lm.tokenizer.chat_template
+    lm.tokenizer.chat_template = "{% if tools %}T{{ tools | length }}{% endif %}" + TEMPLATE
     app = app_of(Engine(lm))
     parameters = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"],
                   "additionalProperties": False}  # fmt: skip

@@ -1,0 +1,134 @@
+"""The command that serves a model. Loads torch and the web server only when it runs."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from maypole.core.config import DryRun, ModelOptions, pass_on, required, setting
+from maypole.core.errors import ConfigError, MissingExtra, UserError
+from maypole.serve.names import ADAPTER_NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(ModelOptions):
+    """What is served, where, to whom, and how much of it."""
+
+    model: str | None = setting(None, input=True, help="model directory or hub id")
+    name: str | None = setting(None, help="the model's name for clients; default: as given, a directory's last part")
+    adapters: Path | None = setting(None, help="folder of adapter directories, each served by its name")
+    host: str = setting("127.0.0.1", help="address to listen at")
+    port: int = setting(8000, help="port to listen at")
+    api_key_file: Path | None = setting(None, help="file with one accepted key a line; none: no key is asked for")
+    allowed_host: tuple[str, ...] = setting(
+        (), help='names clients may use for this server, beside localhost; "*": any'
+    )
+    allow_dynamic: bool = setting(False, help="let clients load adapters from this machine's disk")
+    max_queue: int = setting(256, help="completions that may wait")
+    max_body: str = setting("4MiB", help="longest request")
+    max_tokens: int | None = setting(None, help="most tokens of a completion; default: what the context holds")
+    timeout: float = setting(600.0, help="seconds an answer may take")
+    drain: int = setting(30, help="seconds that answers under way have to finish when the server is stopped")
+    max_seqs: int | None = setting(None, help="completions that run at once")
+    kv_bytes: str = setting("auto", help='memory for keys and values, such as "1GiB"')
+    threads: int | None = setting(None, help="CPU threads; default: as many as cores")
+    dry_run: bool = setting(False, help="check settings, change nothing")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ConfigError("port", self.port, "0 to 65535")
+        for field in ("max_queue", "max_tokens", "timeout", "max_seqs", "threads"):
+            value = getattr(self, field)
+            if value is not None and not value > 0:
+                raise ConfigError(field, value, "a number above 0")
+        if self.drain < 0:
+            raise ConfigError("drain", self.drain, "0 or more")
+        if self.host in ("0.0.0.0", "::") and not self.allowed_host:
+            raise UserError("is required when listening everywhere", "--allowed-host", 'a host name, or "*" for any')
+        pass_on(ServeOptions, self)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Host names that requests may carry."""
+        own = () if self.host in ("0.0.0.0", "::") else (f"[{self.host}]" if ":" in self.host else self.host,)
+        return ("localhost", "127.0.0.1", "[::1]", *own, *self.allowed_host)
+
+    def found_adapters(self) -> dict[str, Path]:
+        """Name -> directory of every adapter in the folder."""
+        if self.adapters is None:
+            return {}
+        if not self.adapters.is_dir():
+            raise UserError("is no folder", f"--adapters {self.adapters}", "a folder of adapter directories")
+        found = {path.parent.name: path.parent for path in sorted(self.adapters.glob("*/adapter_config.json"))}
+        wrong = [name for name in found if not re.match(ADAPTER_NAME, name)]
+        if wrong:
+            raise UserError(f"an adapter cannot be served as {wrong[0]!r}", "--adapters", "letters, digits, . _ -")
+        if not found:
+            raise UserError("holds no adapter", f"--adapters {self.adapters}", "folders with adapter_config.json")
+        return found
+
+    def keys(self) -> tuple[str, ...]:
+        """The accepted keys."""
+        if self.api_key_file is None:
+            return ()
+        try:
+            lines = self.api_key_file.read_text().splitlines()
+        except OSError as error:
+            raise UserError(
+                "cannot be read", f"--api-key-file {self.api_key_file}", "a file with a key a line"
+            ) from error
+        keys = tuple(line.strip() for line in lines if line.strip())
+        if not keys:
+            raise UserError("has no key", f"--api-key-file {self.api_key_file}", "one key a line")
+        return keys
+
+
+def serve(
+    model: Annotated[str | None, Parameter(name="MODEL", help="model directory or hub id")] = None,
+    /,
+    *,
+    config: ServeOptions | None = None,
+) -> DryRun | None:
+    """Serve a model and its adapters over HTTP, as OpenAI's clients expect it.
+
+    Returns when it is stopped (SIGTERM or Ctrl-C) and the answers under way are finished; a second signal ends them.
+
+        maypole serve runs/adapted
+        maypole serve base --adapters adapters --api-key-file keys.txt --port 8001
+    """
+    options = config or ServeOptions()
+    name = model or options.model or ""
+    if not name:
+        required(options, "model")
+    adapters, keys = options.found_adapters(), options.keys()
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("serve", "maypole serve") from error
+    from maypole.engine.settings import EngineConfig, parse_bytes
+
+    engine_config = EngineConfig(max_seqs=options.max_seqs or "auto", kv_bytes=options.kv_bytes)
+    body = parse_bytes("max_body", options.max_body)
+    if options.dry_run:
+        return DryRun(reuses=tuple(map(str, adapters.values())))
+    from maypole.engine.opening import open_engine
+    from maypole.serve.app import Limits, create_app
+    from maypole.serve.running import run
+
+    engine = open_engine(options, model=name, config=engine_config, adapters=adapters)
+    limits = Limits(
+        max_body_bytes=body, max_tokens=options.max_tokens, timeout=options.timeout, max_queue=options.max_queue
+    )
+    served = options.name or (Path(name).resolve().name if Path(name).is_dir() else name)
+    if served in engine.adapters:
+        raise ConfigError("name", served, "a name that no adapter has")
+    app = create_app(
+        engine, name=served, limits=limits, keys=keys, hosts=options.hosts, allow_dynamic=options.allow_dynamic
+    )
+    run(app, host=options.host, port=options.port, drain=options.drain)
+    engine.close()
+    return None
