@@ -79,8 +79,8 @@ class Sampling:
                 raise ConfigError(name, value, "above 0 and at most 1")
         if not 0.0 <= self.min_p <= 1.0:
             raise ConfigError("min_p", self.min_p, "0 to 1")
-        if not self.repetition_penalty > 0.0:
-            raise ConfigError("repetition_penalty", self.repetition_penalty, "above 0; 1 is none")
+        if not 0.01 <= self.repetition_penalty <= 100.0:  # beyond, scores overflow
+            raise ConfigError("repetition_penalty", self.repetition_penalty, "0.01 to 100; 1 is none")
         asked = [name for name in STRUCTURES if getattr(self, name)]
         if len(asked) > 1:
             raise ConfigError(asked[1], getattr(self, asked[1]), f"no other grammar beside {asked[0]}")

@@ -81,7 +81,8 @@ class Generating:
             if body.tools and "tools" not in template:
                 raise ApiError(400, "this model's chat template has no tools", "tools")
             called = body.called
-            limit = self._limit(body.max_completion_tokens or body.max_tokens, self.engine.max_length)
+            asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+            limit = self._limit(asked, self.engine.max_length)
             sampling = body.drawn(
                 limit, body.top_logprobs if body.logprobs else None, call_schema(called) if called else None
             )
