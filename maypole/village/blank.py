@@ -15,16 +15,19 @@ from maypole.core.seeds import derive
 from maypole.models.block_views import Projection, blocks
 from maypole.models.language_model import LanguageModel
 from maypole.models.loading import create
+from maypole.village.induction import induce
 from maypole.village.tokenizer import END
 
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
     """Standard deviations: `embeddings` in units of hidden_size^-1/2, `matrices` in units of fan_in^-1/2, where
-    projections back into the residual stream are divided by sqrt(2 layers)."""
+    projections back into the residual stream are divided by sqrt(2 layers). With `induction` the first two layers start
+    as a circuit that looks things up (`maypole.village.induction`)."""
 
     embeddings: float = 1.0
     matrices: float = 0.6
+    induction: bool = False
 
 
 def blank(
@@ -44,7 +47,7 @@ def blank(
 
 @torch.no_grad()
 def draw(lm: LanguageModel, init: Init, generator: torch.Generator) -> None:
-    """All embeddings and matrices anew; norms and biases stay as the family starts them."""
+    """All embeddings and matrices anew; norms and biases stay as the family starts them, but for a circuit's."""
     view = blocks(lm.model)
     embeddings: Any = view.embeddings
     head: Any = view.head
@@ -63,3 +66,5 @@ def draw(lm: LanguageModel, init: Init, generator: torch.Generator) -> None:
         positions.weight.normal_(0.0, init.embeddings * width**-0.5, generator=generator)
     if not view.tied:
         head.weight.normal_(0.0, init.matrices * width**-0.5, generator=generator)
+    if init.induction:
+        induce(lm, view, generator)

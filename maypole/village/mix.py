@@ -36,6 +36,8 @@ PHASE_1: dict[str, float] = {"instruct": 0.70, "rep": 0.15, "page": 0.15}
 PROSE_SHARE = 0.35
 PROSE_PIECE = 900
 CHUNK = 256
+ENDLESS = 10**12
+"""Tokens: more than any training reads."""
 
 
 def _encode(tokenizer: "PreTrainedTokenizerFast", kind: str, rows: list[dict]) -> Iterator[Document]:
@@ -106,6 +108,24 @@ def interleave(streams: Mapping[str, tuple[float, Iterator[Document]]], tokens: 
         emitted[name] += len(document["ids"])
         total += len(document["ids"])
         yield document
+
+
+def until(tokens: int, documents: Iterator[Document]) -> Iterator[Document]:
+    """The next documents of a stream, until `tokens` are out."""
+    return interleave({"": (1.0, documents)}, tokens)
+
+
+def among(documents: Iterator[Document], others: Iterator[Document], share: float) -> Iterator[Document]:
+    """All `documents` in their order, and between them so many of `others` that these have `share` of the tokens."""
+    told = total = 0
+    for document in documents:
+        yield document
+        total += len(document["ids"])
+        while told < share * total:
+            other = next(others)
+            told += len(other["ids"])
+            total += len(other["ids"])
+            yield other
 
 
 def _streams(

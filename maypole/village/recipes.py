@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +16,18 @@ from transformers import PreTrainedTokenizerBase
 
 from maypole.core.identity import digest, identity
 from maypole.village.blank import Init
-from maypole.village.mix import Document, base_mix, phase1
+from maypole.village.lookups import lookups
+from maypole.village.mix import Document, among, base_mix, phase1, until
 from maypole.village.prose import prose
 from maypole.village.tokenizer import train_tokenizer
 from maypole.village.world import World
 
 LOOKING = frozenset({"card.py", "examine.py", "figures.py", "measures.py"})
 """Files of this package that only look at a checkpoint: changed, they make no other one."""
+
+LOOKUPS_WHILE_COPYING = 0.4
+LOOKUPS_IN_THE_MIX = 0.3
+"""Share of the tokens."""
 
 
 class Material(Protocol):
@@ -33,20 +39,42 @@ class Material(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class VillageMix:
-    """Copying first, then `tokens` of the village's mix, with a third of technical prose where asked."""
+    """Copying first, then `tokens` of the village's mix, with a third of technical prose where asked. With
+    `lookup_tokens` these are read before all else, and lookups stay among what follows."""
 
     tokens: int
     phase1_tokens: int = 400_000
     vocab_size: int = 2048
     prose: bool = False
+    lookup_tokens: int = 0
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return train_tokenizer(World(0), self.vocab_size, [text for _, text in _prose()] if self.prose else None)
 
     def documents(self, tokenizer: Any, seed: int) -> Iterator[Document]:
         world = World(0)
-        yield from phase1(world, tokenizer, self.phase1_tokens, seed)
-        yield from base_mix(world, tokenizer, self.tokens, seed, prose=_prose() if self.prose else ())
+        copying = phase1(world, tokenizer, self.phase1_tokens, seed)
+        mix = base_mix(world, tokenizer, self.tokens, seed, prose=_prose() if self.prose else ())
+        if not self.lookup_tokens:
+            yield from chain(copying, mix)
+            return
+        asked = lookups(tokenizer, seed)
+        yield from until(self.lookup_tokens, asked)
+        yield from among(copying, asked, LOOKUPS_WHILE_COPYING)
+        yield from among(mix, asked, LOOKUPS_IN_THE_MIX)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookups:
+    """Nothing but documents in which all that is asked stands."""
+
+    tokens: int
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return train_tokenizer(World(0))
+
+    def documents(self, tokenizer: Any, seed: int) -> Iterator[Document]:
+        return until(self.tokens, lookups(tokenizer, seed))
 
 
 @cache
@@ -91,6 +119,10 @@ def _llama(hidden_size: int, heads: int = 4, model_type: str = "llama", rms_norm
     )  # fmt: skip
 
 
+def _reader(hidden_size: int) -> dict[str, Any]:
+    return _llama(hidden_size, model_type="qwen2", rms_norm_eps=1e-6) | {"num_key_value_heads": 4}
+
+
 _READ_1M = VillageMix(tokens=2_900_000)
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 RECIPES: dict[str, Recipe] = {
@@ -121,6 +153,20 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="village-1M-neox", model=_decoder("gpt_neox", 128, heads=4, intermediate_size=512), material=_READ_1M,
             learning_rate=1.5e-3, examples_per_step=32, init=Init(embeddings=2.0),
+        ),
+        Recipe(
+            name="village-1M-lookup", model=_reader(128), material=Lookups(tokens=1_200_000), learning_rate=1.5e-3,
+            examples_per_step=32, weight_decay=0.0, init=Init(induction=True),
+        ),
+        Recipe(
+            name="village-1M-reader", model=_reader(128),
+            material=VillageMix(tokens=3_000_000, lookup_tokens=1_000_000), learning_rate=1.5e-3,
+            examples_per_step=32, weight_decay=0.0, init=Init(induction=True),
+        ),
+        Recipe(
+            name="village-4M-reader", model=_reader(256),
+            material=VillageMix(tokens=12_000_000, lookup_tokens=1_000_000, vocab_size=4096, prose=True),
+            learning_rate=1.2e-3, examples_per_step=48, weight_decay=0.0, init=Init(induction=True),
         ),
     )
 }  # fmt: skip

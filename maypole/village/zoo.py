@@ -98,17 +98,18 @@ def make(recipe: Recipe, out: str | Path) -> Artifact:
             fit(lm, rows, PretrainingMix(), config, out=artifact, seed=recipe.seed)
             save_result(lm, artifact, artifact.manifest["metrics"])
             if isinstance(recipe.material, VillageMix):
-                (artifact.path / "README.md").write_text(_card(recipe, recipe.material, lm, steps))
+                tokens = artifact.manifest["metrics"]["tokens"]
+                (artifact.path / "README.md").write_text(_card(recipe, recipe.material, lm, steps, tokens))
             artifact.finish()
     return artifact
 
 
-def _card(recipe: Recipe, read: VillageMix, lm: LanguageModel, steps: int) -> str:
+def _card(recipe: Recipe, read: VillageMix, lm: LanguageModel, steps: int, tokens: int) -> str:
     family = type(lm.transformer).__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
     return card(
         name=recipe.name, family=family, parameters=sum(p.numel() for p in lm.model.parameters()),
-        vocabulary=read.vocab_size, context=lm.max_length, tokens=read.phase1_tokens + read.tokens,
-        phase1_tokens=read.phase1_tokens, steps=steps, examples=recipe.examples_per_step, prose=read.prose,
+        vocabulary=read.vocab_size, context=lm.max_length, tokens=tokens, phase1_tokens=read.phase1_tokens,
+        lookup_tokens=read.lookup_tokens, steps=steps, examples=recipe.examples_per_step, prose=read.prose,
         lines=examine(lm, EXAMINED), count=EXAMINED,
     )  # fmt: skip
 
