@@ -1,7 +1,7 @@
 """Weights with which a small decoder looks things up from its first step: an induction circuit, drawn and not learned.
 
 From other weights a decoder of this size does not find out in millions of tokens that what followed a word once may
-follow it again. The circuit takes the first three layers of a family with q and k biases, rotary positions and as many
+follow it again. The circuit takes the first two layers of a family with q and k biases, rotary positions and as many
 key heads as heads (Qwen2 so shaped), and everything in it goes on learning. Knows nothing about what is looked up.
 """
 
@@ -28,12 +28,11 @@ QUIET = 0.2
 @torch.no_grad()
 def induce(lm: LanguageModel, view: Blocks, generator: torch.Generator) -> None:
     """Head h of the first layer finds the token h+1 back and writes it into the stream turned by a fixed rotation. Head
-    h of the second looks for positions where its own token stands so, and copies the token there: what came after. Head
-    h of the third looks for its own token and turns back what stands with it: what came before.
+    h of the second looks for positions where its own token stands so, and copies the token there: what came after.
 
     ConfigError where the model's attention lacks what this takes.
     """
-    first, second, third = view.layers[:3]
+    first, second = view.layers[:2]
     config: Any = lm.transformer.config
     heads, width = config.num_attention_heads, config.hidden_size
     if first.q.bias is None or config.num_key_value_heads != heads:
@@ -42,7 +41,7 @@ def induce(lm: LanguageModel, view: Blocks, generator: torch.Generator) -> None:
     rotation, read, copied = (_orthogonal(width, generator) for _ in range(3))
     for block in view:
         block.down.weight.mul_(QUIET)
-    for block in view.layers[3:]:
+    for block in view.layers[2:]:
         block.o.weight.mul_(QUIET)
     _look_back(lm, view, heads)
     for projection in (first.q, first.k):
@@ -53,10 +52,6 @@ def induce(lm: LanguageModel, view: Blocks, generator: torch.Generator) -> None:
     second.k.write(MATCHED**0.5 * read @ rotation.T)
     second.v.write(copied)
     second.o.write(COPIED * copied.T / width**0.5)
-    third.q.write(MATCHED**0.5 * read)
-    third.k.write(MATCHED**0.5 * read)
-    third.v.write(read @ rotation.T)
-    third.o.write(COPIED * read.T / width**0.5)
 
 
 def _look_back(lm: LanguageModel, view: Blocks, heads: int) -> None:

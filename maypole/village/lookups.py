@@ -43,8 +43,7 @@ ASKED = 3.0
 
 
 def pairs(draws: Draws, between: int) -> list[Piece]:
-    """Three to eight pairs told once, then twice as many times one of them again, its second word asked, or the first
-    where there are words between."""
+    """Three to eight pairs told once, then twice as many times one of them again; its second word is asked."""
     middle = draws.pick(BETWEEN[between])
     number = draws.between(3, 8)
     keys = draws.sample(FIRST_NAMES if draws.chance(0.7) else NOUNS, number)
@@ -52,11 +51,8 @@ def pairs(draws: Draws, between: int) -> list[Piece]:
     said: list[Piece] = [(BOS, 0.0)]
     for turn in range(3 * number):
         place = turn if turn < number else draws.below(number)
-        asked = ASKED * (turn >= number)
-        if asked and middle and middle != "eats" and draws.chance(0.5):
-            said += [(f" Who {middle} {values[place]}?", 0.0), (f" {keys[place]}", asked), (".", 0.0)]
-        else:
-            said += [(f" {keys[place]} {middle}".rstrip(), 0.0), (f" {values[place]}", asked), (".", 0.0)]
+        key = f" {keys[place]} {middle}".rstrip()
+        said += [(key, 0.0), (f" {values[place]}", ASKED * (turn >= number)), (".", 0.0)]
     return said
 
 

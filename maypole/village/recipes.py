@@ -26,7 +26,7 @@ LOOKING = frozenset({"card.py", "examine.py", "figures.py", "measures.py"})
 """Files of this package that only look at a checkpoint: changed, they make no other one."""
 
 LOOKUPS_WHILE_COPYING = 0.4
-LOOKUPS_IN_THE_MIX = 0.2
+LOOKUPS_IN_THE_MIX = 0.3
 """Share of the tokens."""
 
 
@@ -155,7 +155,7 @@ RECIPES: dict[str, Recipe] = {
             learning_rate=1.5e-3, examples_per_step=32, init=Init(embeddings=2.0),
         ),
         Recipe(
-            name="village-1M-lookup", model=_reader(128), material=Lookups(tokens=3_000_000), learning_rate=1.5e-3,
+            name="village-1M-lookup", model=_reader(128), material=Lookups(tokens=1_200_000), learning_rate=1.5e-3,
             examples_per_step=32, weight_decay=0.0, init=Init(induction=True),
         ),
         Recipe(
