@@ -163,11 +163,6 @@ RECIPES: dict[str, Recipe] = {
             material=VillageMix(tokens=3_000_000, lookup_tokens=1_500_000), learning_rate=1.5e-3,
             examples_per_step=32, weight_decay=0.0, init=Init(induction=True),
         ),
-        Recipe(
-            name="village-4M-reader", model=_reader(256),
-            material=VillageMix(tokens=12_000_000, lookup_tokens=1_500_000, vocab_size=4096, prose=True),
-            learning_rate=1.2e-3, examples_per_step=48, weight_decay=0.0, init=Init(induction=True),
-        ),
     )
 }  # fmt: skip
 """Embedding scales and learning rates were measured for each family: docs/zoo.md."""
