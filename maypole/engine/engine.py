@@ -126,20 +126,9 @@ class Engine:
         return inputs.encode(Request(prompt), self.tokenizer, 0, self._runner.vocabulary).tolist()
 
     def stats(self) -> dict[str, int]:
-        """Sequences waiting and running and how often one made way; tokens of running sequences and of prefixes in the
-        cache, bytes allocated for both and for repacked weights."""
-        scheduler = self._scheduler
-        running = [] if scheduler is None else scheduler.running
-        waiting = 0 if scheduler is None else len(scheduler.waiting) + len(scheduler.inbox)
-        return {
-            "running": len(running),
-            "waiting": waiting,
-            "kv_tokens": sum(s.held for s in running),
-            "prefix_tokens": 0 if scheduler is None else scheduler.memory.prefixes.tokens,
-            "kv_bytes": 0 if scheduler is None else scheduler.memory.bytes,
-            "preemptions": 0 if scheduler is None else scheduler.preemptions,
-            "repacked_bytes": self._runner.repacked_bytes,
-        }
+        """The scheduler's numbers, and the bytes of repacked weights; all 0 before the first request."""
+        idle = dict.fromkeys(Scheduler.STATS, 0)
+        return (self._scheduler.stats() if self._scheduler else idle) | {"repacked_bytes": self._runner.repacked_bytes}
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
         """Completions in the order of the requests; one with n > 1 gives its n outputs one after the other.

@@ -83,14 +83,7 @@ class KVMemory:
 
     def grow(self, holder: Holder, tokens: int) -> bool:
         """See that the row of `holder` holds `tokens`; False, and nothing changed, where there is no room."""
-        return tokens <= _slots(holder).length or self._move(holder, tokens, holder.base)
-
-    def rebase(self, holder: Holder, node: Node) -> bool:
-        """`holder` reads its beginning from `node`, whose tokens are its own; its row keeps the rest."""
-        if not self._move(holder, holder.held - node.end + SHORTEST // 2, node.end):
-            return False
-        self._attach(holder, node)
-        return True
+        return tokens <= _slots(holder).length or self._move(holder, tokens)
 
     def release(self, holder: Holder) -> None:
         """Take the row and the prefix of `holder` away."""
@@ -138,16 +131,14 @@ class KVMemory:
             node.users += 1
         holder.node = node
 
-    def _move(self, holder: Holder, tokens: int, base: int) -> bool:
-        """Another row for `holder`, with what it holds from `base` on."""
-        old, row, before = _slots(holder), holder.row, holder.base
+    def _move(self, holder: Holder, tokens: int) -> bool:
+        """Another row for `holder`, with what its row holds."""
+        old, row, held = _slots(holder), holder.row, holder.held - holder.base
         if not self.place(holder, tokens):
             return False
-        source, kept = slice(base - before, holder.held - before), slice(0, holder.held - base)
         for n, tensors in _slots(holder).layers.items():
             for new, given in zip(tensors, old.layers[n]):
-                new[holder.row, :, kept] = given[row, :, source]
-        holder.base = base
+                new[holder.row, :, :held] = given[row, :, :held]
         self._leave(old, row)
         return True
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from maypole.core.errors import UserError
 from maypole.engine.adapters import Adapter
 from maypole.engine.kv_memory import KVMemory
-from maypole.engine.prefix_cache import LEAST
+from maypole.engine.prefix_cache import LEAST, Node
 from maypole.engine.prefix_tree import shared_length
 from maypole.engine.runner import Runner
 from maypole.engine.sampling import draw
@@ -31,6 +31,8 @@ class Scheduler:
     `bind(name)` gives the adapter of that name and the version of its weights at this moment. With `alone` nothing is
     shared and prompts run by themselves, so that a sequence's numbers are the same to the bit whatever runs beside it.
     """
+
+    STATS = ("running", "waiting", "kv_tokens", "prefix_tokens", "kv_bytes", "preemptions")
 
     def __init__(
         self,
@@ -63,6 +65,18 @@ class Scheduler:
     def begun(self) -> list[Sequence]:
         """What has started and is not done, at work or made to wait."""
         return [*self.running, *(s for s in self.waiting if s.generated)]
+
+    def stats(self) -> dict[str, int]:
+        """Sequences waiting and running and how often one made way; tokens of running sequences and of prefixes in the
+        cache, and bytes allocated for both."""
+        return {
+            "running": len(self.running),
+            "waiting": len(self.waiting) + len(self.inbox),
+            "kv_tokens": sum(s.held for s in self.running),
+            "prefix_tokens": self.memory.prefixes.tokens,
+            "kv_bytes": self.memory.bytes,
+            "preemptions": self.preemptions,
+        }
 
     def submit(self, sequences: Iterable[Sequence]) -> None:
         """Queue sequences; may be called while another thread is inside `step`."""
@@ -195,10 +209,8 @@ class Scheduler:
             known = None if self.alone else self.memory.prefixes.match(
                 sequence.sharing, sequence.tokens(0, sequence.length), sequence.length - 1
             )  # fmt: skip
-            self.memory.begin_at(sequence, known)
-            own = sequence.length - sequence.base
-            if not self.memory.place(sequence, min(own + AHEAD, max(sequence.room - sequence.base, own))):
-                self.memory.begin_at(sequence, None)
+            # A prefix may take the very room that the rest needs: where nothing else runs it makes way.
+            if not (self._placed(sequence, known) or (not self.running and self._placed(sequence, None))):
                 break
             self.waiting.remove(sequence)
             self.running.append(sequence)
@@ -207,6 +219,15 @@ class Scheduler:
                 sequence.cached = sequence.base
             budget = self._read(sequence, budget, pieces)
         return budget
+
+    def _placed(self, sequence: Sequence, known: Node | None) -> bool:
+        """Give `sequence` a row for what comes after `known`; False, and nothing changed, where there is no room."""
+        self.memory.begin_at(sequence, known)
+        own = sequence.length - sequence.base
+        if self.memory.place(sequence, min(own + AHEAD, max(sequence.room - sequence.base, own))):
+            return True
+        self.memory.begin_at(sequence, None)
+        return False
 
     def _soon_known(self, sequence: Sequence, starting: list[Sequence]) -> bool:
         """Whether somebody is just reading what this one begins with, so that waiting a step saves reading it twice."""

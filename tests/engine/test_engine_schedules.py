@@ -119,6 +119,19 @@ def test_a_prompt_seen_before_is_read_from_the_cache_until_memory_is_wanted():
     assert small.generate([Request(first, GREEDY)])[0].token_ids == turn.token_ids
 
 
+@pytest.mark.parametrize(("more", "tokens"), [(70, 4), (8, 70)])
+def test_a_prefix_that_takes_the_room_of_what_follows_it_makes_way(more: int, tokens: int):
+    """It fits where it begins anew, not beside what is kept of it: at once, or when it has grown."""
+    lm = lm_of()
+    first, rest = random_ids([60, more], seed=11)
+    per_token = Engine(lm)._generator().memory.bytes_per_token
+    engine = Engine(lm, EngineConfig(kv_bytes=per_token * 150))
+    engine.generate([Request(first, Sampling(max_tokens=4, temperature=0.0, ignore_eos=True))])
+    assert engine.stats()["prefix_tokens"] > 60
+    longer = Request(first + rest, Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True))
+    assert stepped(engine, [longer], [0]) == said(Engine(lm), [longer])
+
+
 def test_a_prompt_in_the_making_is_waited_for_rather_than_read_twice():
     engine = Engine(lm_of(), EngineConfig(max_batch_tokens=32))
     trunk, *ends = random_ids([200, 5, 6, 7], seed=3)
