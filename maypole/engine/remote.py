@@ -22,9 +22,10 @@ from maypole.engine.remote_form import (
     CAPABILITIES,
     STANDARD,
     body,
-    capability_of,
     chunk_of,
     finish_of,
+    known_of,
+    needed_for,
     outputs,
     scored,
 )
@@ -95,7 +96,7 @@ class RemoteEngine:
         self.model = model or self.models[0]
         owner = next((str(m.get("owned_by", "")).lower() for m in models if m.get("id") == self.model), "")
         self.capabilities = frozenset(
-            {"remote", *STANDARD, *(capability_of(owner) if capabilities is None else capabilities)}
+            {"remote", *STANDARD, *(known_of(owner) if capabilities is None else capabilities)}
         )
 
     @property
@@ -185,10 +186,10 @@ class RemoteEngine:
         for field in fields(Sampling):
             if getattr(sampling, field.name) == getattr(default, field.name):
                 continue
-            needed = capability_of(field.name)
-            if not needed:
+            needed = needed_for(field.name)
+            if needed is None:
                 raise UnsupportedCapability(f"{field.name!r} cannot be asked of an endpoint", where, "a local engine")
-            self._need(next(iter(needed)), f"{where}: {field.name}")
+            self._need(needed, f"{where}: {field.name}")
         if request.cache_salt is not None or request.priority or request.chat_template_kwargs:
             self._need("extended", where)
 

@@ -17,36 +17,31 @@ CAPABILITIES = frozenset({"score", "embed", "ids", "structured", "grammars", "ex
 schema), grammars (regex, choice), extended (top_k, min_p, repetition_penalty, min_tokens, ignore_eos, stop tokens)."""
 
 _OWNERS = {
-    "vllm": CAPABILITIES,
     "maypole": CAPABILITIES,
-    "sglang": frozenset({"ids", "structured", "grammars", "extended", "embed"}),
+    "vllm": CAPABILITIES - {"grammars"},  # it has them, under names of its own that change
+    "sglang": frozenset({"ids", "structured", "extended", "embed"}),
     "llamacpp": frozenset({"ids", "structured", "embed"}),
 }
-_PLAIN = ("max_tokens", "temperature", "top_p", "seed", "n", "stop", "frequency_penalty", "presence_penalty",
-          "logit_bias", "logprobs")  # fmt: skip
-_EXTENDED = (
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "min_tokens",
-    "ignore_eos",
-    "stop_token_ids",
-    "skip_special_tokens",
-)
-_GRAMMARS = {"regex": "regex", "choice": "choice"}
+_NEEDED = {
+    "generate": ("max_tokens", "temperature", "top_p", "seed", "n", "stop", "frequency_penalty", "presence_penalty",
+                 "logit_bias"),
+    "extended": ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids",
+                 "skip_special_tokens"),
+    "grammars": ("regex", "choice"),
+    "structured": ("json_schema", "json_object"),
+}  # fmt: skip
+"""Capability -> the sampling settings that it brings. The most likely alternatives are not among them: endpoints name
+them by text, which does not say which token it was."""
 
 
-def capability_of(name: str) -> frozenset[str]:
-    """What is known of an owner of models, or the one capability that a sampling setting needs; empty for none."""
-    if name in _PLAIN:
-        return frozenset({"generate"})
-    if name in _EXTENDED:
-        return frozenset({"extended"})
-    if name in _GRAMMARS:
-        return frozenset({"grammars"})
-    if name in ("json_schema", "json_object"):
-        return frozenset({"structured"})
-    return _OWNERS.get(name, frozenset())
+def known_of(owner: str) -> frozenset[str]:
+    """What an endpoint can do besides the standard, by who says to own its models."""
+    return _OWNERS.get(owner, frozenset())
+
+
+def needed_for(setting: str) -> str | None:
+    """The capability that a sampling setting needs; None where no endpoint can be asked for it."""
+    return next((capability for capability, settings in _NEEDED.items() if setting in settings), None)
 
 
 def body(request: Request, model: str) -> tuple[str, dict[str, Any]]:
@@ -62,11 +57,9 @@ def body(request: Request, model: str) -> tuple[str, dict[str, Any]]:
         messages: Any = prompt
         document["messages"] = [dict(message) for message in messages]
         document["logprobs"] = True
-        if s.logprobs:
-            document["top_logprobs"] = s.logprobs
     else:
         document["prompt"] = prompt if isinstance(prompt, str) else [int(i) for i in prompt]
-        document["logprobs"] = s.logprobs or 0
+        document["logprobs"] = 0
     given = {
         "stop": list(s.stop), "frequency_penalty": s.frequency_penalty, "presence_penalty": s.presence_penalty,
         "logit_bias": {str(i): b for i, b in (s.logit_bias or {}).items()}, "top_k": s.top_k, "min_p": s.min_p,
@@ -76,7 +69,7 @@ def body(request: Request, model: str) -> tuple[str, dict[str, Any]]:
         "priority": request.priority, "tools": [dict(t) for t in request.tools or ()],
         "chat_template_kwargs": dict(request.chat_template_kwargs or {}),
     }  # fmt: skip
-    document |= {_GRAMMARS.get(name, name): value for name, value in given.items() if value}
+    document |= {name: value for name, value in given.items() if value}
     if not s.skip_special_tokens:
         document["skip_special_tokens"] = False
     if s.json_schema is not None:

@@ -21,13 +21,11 @@ _EXPECTED = "file.py:function"
 def load(spec: str, *, engine: Engine | None = None) -> Reward | Preference:
     """The judge that `spec` names.
 
-    ``file.py:function`` is a Preference if it has parameters `a` and `b`, else a Reward. A URL is a rubric asked of a
-    model there, which needs an engine's remote backend: UnsupportedCapability while there is none, as for a directory.
+    ``file.py:function`` is a Preference if it has parameters `a` and `b`, else a Reward. A URL, a rubric asked of a
+    model there, and a model's directory are UnsupportedCapability for now.
     """
     if spec.startswith(("http://", "https://")):
-        if engine is not None and "remote" in engine.capabilities:
-            raise UnsupportedCapability("rubrics are not available", spec, _EXPECTED)
-        raise UnsupportedCapability("a judge behind a URL needs the remote backend", spec, _EXPECTED)
+        raise UnsupportedCapability("a model behind a URL cannot judge", spec, _EXPECTED)
     file, colon, name = spec.rpartition(":")
     if not colon or not file.endswith(".py"):
         if Path(spec).is_dir():

@@ -88,14 +88,14 @@ def test_messages_adapters_and_settings_are_sent_in_the_words_of_the_api(connect
     chat = {"choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "length",
                          "logprobs": {"content": [{"logprob": -0.25}]}}], "usage": {}}  # fmt: skip
     endpoint.answers = [httpx.Response(200, json=chat)]
-    asked = Sampling(max_tokens=5, top_k=3, json_schema={"type": "object"}, stop="x", logit_bias={4: 1.0}, logprobs=2)
+    asked = Sampling(max_tokens=5, top_k=3, json_schema={"type": "object"}, stop="x", logit_bias={4: 1.0})
     output = engine.generate([Request([{"role": "user", "content": "a"}], asked, adapter="tuned")])[0]
     assert (output.text, output.logprobs, output.finish_reason) == ("hi", [-0.25], "length")
     path, sent, _ = endpoint.asked[0]
     assert path == "/v1/chat/completions"
     assert sent["messages"] == [{"role": "user", "content": "a"}]
     assert (sent["model"], sent["max_tokens"], sent["top_k"], sent["stop"]) == ("tuned", 5, 3, ["x"])
-    assert (sent["logit_bias"], sent["top_logprobs"]) == ({"4": 1.0}, 2)
+    assert (sent["logit_bias"], sent["logprobs"]) == ({"4": 1.0}, True)
     assert sent["response_format"]["json_schema"]["schema"] == {"type": "object"}
     assert "min_p" not in sent
 
@@ -158,6 +158,7 @@ def test_what_the_endpoint_is_not_known_to_do_is_refused_unsent(connect):
         (Request("p", Sampling(top_k=3)), "extended"),
         (Request("p", Sampling(regex="a")), "grammars"),
         (Request("p", Sampling(typical_p=0.5)), "typical_p"),
+        (Request("p", Sampling(logprobs=2)), "logprobs"),
         (Request([1, 2, 3]), "ids"),
     ):
         with pytest.raises(UnsupportedCapability, match=named):
@@ -166,6 +167,8 @@ def test_what_the_endpoint_is_not_known_to_do_is_refused_unsent(connect):
         engine.embed(["a"])
     with pytest.raises(UserError, match="no model 'other'"):
         engine.generate([Request("p", adapter="other")])
+    with pytest.raises(UnsupportedCapability, match="grammars"):  # vLLM would read no field of that name
+        connect(Endpoint(owner="vllm")).generate([Request("p", Sampling(regex="a"))])
     assert endpoint.asked == []
     told = connect(endpoint, capabilities=["extended"])
     assert told.generate([Request("p", Sampling(top_k=3))])[0].text == "p!0"

@@ -46,7 +46,7 @@ def test_what_is_no_judge_says_what_is(file: str, tmp_path: Path):
         judges.load("absent.py:f")
     with pytest.raises(UserError, match="not a judge"):
         judges.load("something")
-    with pytest.raises(UnsupportedCapability, match="remote backend"):
+    with pytest.raises(UnsupportedCapability, match="behind a URL cannot judge"):
         judges.load("https://example.org/v1")
     with pytest.raises(UnsupportedCapability, match="directory"):
         judges.load(str(tmp_path))
