@@ -50,9 +50,21 @@ def open_source(source: "Source", *, documents: bool) -> Opened:
         return _folder(path, name, documents=documents)
     if path.exists():
         return _file(path, name)
-    if isinstance(source, str) and _HUB_ID.fullmatch(name) and not path.parent.exists() and not files.suffix(path):
+    if isinstance(source, str) and _is_hub_id(name):
         return _dataset(tables.hub_dataset(name), name)
     raise _missing(path, name)
+
+
+def commits(**sources: Sequence[str]) -> dict[str, object]:
+    """What the hub ids among `sources` hold now, as inputs of a result: ``data=("owner/name",)`` -> "data_commit"."""
+    found = {field: [open_source(name, documents=True).identity for name in names if _is_hub_id(name)]
+             for field, names in sources.items()}  # fmt: skip
+    return {f"{field}_commit": identities for field, identities in found.items() if identities}
+
+
+def _is_hub_id(name: str) -> bool:
+    path = Path(name)
+    return bool(_HUB_ID.fullmatch(name)) and not (path.exists() or path.parent.exists() or files.suffix(path))
 
 
 def many(sources: "Source | Sequence[Source]") -> "list[Source]":

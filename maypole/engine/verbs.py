@@ -234,11 +234,17 @@ def _in_chunks(
         return artifact.finish({"rows": sum(text.count("\n") for text in texts)})
 
 
-def _opened(kind: str, config: Any) -> Artifact:
+def _inputs(config: Any) -> dict[str, object]:
+    """What hub ids name now: branches move on, a result stays what it was."""
+    from maypole.data import sources
     from maypole.models.hub import commits
 
+    return {**commits(config), **sources.commits(data=config.data)}
+
+
+def _opened(kind: str, config: Any) -> Artifact:
     return Artifact.open(
-        config.out, kind=kind, config=config, inputs=commits(config), seed=config.seed, force=config.force
+        config.out, kind=kind, config=config, inputs=_inputs(config), seed=config.seed, force=config.force
     )
 
 

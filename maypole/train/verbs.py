@@ -86,13 +86,20 @@ def pretrain(config: PretrainOptions) -> Artifact | DryRun:
     return _train("pretrain", config)
 
 
-def _train(kind: str, config: TrainOptions) -> Artifact | DryRun:
+def _inputs(config: TrainOptions) -> dict[str, object]:
+    """What hub ids name now: branches move on, a result stays what it was."""
+    from maypole.data import sources
     from maypole.models.hub import commits
+
+    return {**commits(config), **sources.commits(data=config.data, eval_data=config.eval_data)}
+
+
+def _train(kind: str, config: TrainOptions) -> Artifact | DryRun:
     from maypole.train.ranks import join
 
     def begin() -> Artifact:
         return Artifact.open(
-            config.out, kind=kind, config=config, inputs=commits(config), seed=config.seed, force=config.force
+            config.out, kind=kind, config=config, inputs=_inputs(config), seed=config.seed, force=config.force
         )
 
     ranks = join()
@@ -130,10 +137,8 @@ def _objective(config: TrainOptions) -> "Objective":
 
 
 def _plan(kind: str, config: TrainOptions, objective: "Objective") -> DryRun:
-    from maypole.models.hub import commits
-
     found = Artifact.find(
-        config.out, kind=kind, config=config, inputs=commits(config), seed=config.seed, force=config.force
+        config.out, kind=kind, config=config, inputs=_inputs(config), seed=config.seed, force=config.force
     )
     if found is not None and found.finished:
         return DryRun(steps=0, reuses=(str(found.path),))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maypole.core.errors import DataError
-from maypole.data import CHAT, COMPLETION, PAIR, PROMPT, TEXT, UNPAIRED, preview, read, stream
+from maypole.data import CHAT, COMPLETION, PAIR, PROMPT, TEXT, UNPAIRED, preview, read, sources, stream
 
 ROWS = [{"text": f"row {i}", "n": i} for i in range(2500)]
 
@@ -248,3 +248,14 @@ def test_messages_may_differ_in_their_optional_keys(tmp_path):
     rows = [{"messages": [{"role": "user", "content": "a"}, call]}, {"messages": [{"role": "user", "content": "b"}]}]
     found = read(write(tmp_path / "a.jsonl", jsonl(rows)), CHAT)
     assert found[1]["messages"] == [{"role": "user", "content": "b", "tool_calls": None}]
+
+
+def test_hub_data_is_known_by_what_the_hub_holds_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    held = datasets.Dataset.from_list([{"text": "first"}])
+    monkeypatch.setattr("maypole.data.tables.hub_dataset", lambda name: held)
+    before = sources.commits(data=("a.jsonl", "owner/name"), eval_data=("a.jsonl",))
+    assert before == {"data_commit": [held._fingerprint]}
+    held = datasets.Dataset.from_list([{"text": "second"}])
+    assert sources.commits(data=("owner/name",)) != before
