@@ -62,7 +62,7 @@ class ServeOptions(ModelOptions):
         if not self.adapters.is_dir():
             raise UserError("is no folder", f"--adapters {self.adapters}", "a folder of adapter directories")
         found = {path.parent.name: path.parent for path in sorted(self.adapters.glob("*/adapter_config.json"))}
-        wrong = [name for name in found if not re.match(ADAPTER_NAME, name)]
+        wrong = [name for name in found if not re.fullmatch(ADAPTER_NAME, name)]
         if wrong:
             raise UserError(f"an adapter cannot be served as {wrong[0]!r}", "--adapters", "letters, digits, . _ -")
         if not found:
