@@ -66,8 +66,10 @@ def test_a_body_that_is_no_json_object_is_a_bad_request(app: Any, body: bytes):
     ],
 )  # fmt: skip
 def test_what_the_engine_refuses_is_a_bad_request_streamed_or_not(app: Any, extra: dict):
-    for stream in (False, True):
-        _refused(app, 400, json={"model": "tiny", "prompt": "a", "max_tokens": 2, "stream": stream, **extra})
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 2, **extra}
+    plain, streamed = (_refused(app, 400, json={**body, "stream": stream}) for stream in (False, True))
+    assert plain == streamed
+    assert plain["type"] == "invalid_request_error"
 
 
 def test_a_long_body_is_refused_whether_or_not_it_says_its_length():
@@ -77,8 +79,8 @@ def test_a_long_body_is_refused_whether_or_not_it_says_its_length():
     async def parts() -> Any:
         yield body
 
-    _refused(app, 413, content=body)
-    _refused(app, 413, content=parts())
+    for content in (body, parts()):
+        assert "longer than 1,000 bytes" in _refused(app, 413, content=content)["message"]
 
 
 @pytest.mark.parametrize("model", ["other", "../a", "/etc/passwd", "a/../b", "A", "", "tiny/"])
@@ -188,8 +190,9 @@ def test_adapters_are_models_and_answer_as_such():
 
 def test_adapters_are_loaded_only_where_allowed_and_never_by_a_path_as_name(app: Any):
     path = "/v1/load_lora_adapter"
-    _refused(app, 404, path, json={"lora_name": "x", "lora_path": "/tmp"})
+    assert _refused(app, 404, path, json={"lora_name": "x", "lora_path": "/tmp"})["type"] == "not_found_error"
     open_ = app_of(allow_dynamic=True)
     for name in ("../x", "a/b", ".hidden", "", "a\x00", "tiny"):
         _refused(open_, 400, path, json={"lora_name": name, "lora_path": "/tmp"})
-    _refused(open_, 400, path, json={"lora_name": "x", "lora_path": "/nowhere"})
+    assert "/nowhere" in _refused(open_, 400, path, json={"lora_name": "x", "lora_path": "/nowhere"})["message"]
+    assert [card["id"] for card in call(open_, "GET", "/v1/models").json()["data"]] == ["tiny"]
