@@ -55,11 +55,14 @@ def open_source(source: "Source", *, documents: bool) -> Opened:
     raise _missing(path, name)
 
 
-def commits(**sources: Sequence[str]) -> dict[str, object]:
-    """What the hub ids among `sources` hold now, as inputs of a result: ``data=("owner/name",)`` -> "data_commit"."""
-    found = {field: [open_source(name, documents=True).identity for name in names if _is_hub_id(name)]
-             for field, names in sources.items()}  # fmt: skip
-    return {f"{field}_commit": identities for field, identities in found.items() if identities}
+def commits(options: object) -> dict[str, object]:
+    """What the hub ids among `options`' data name now, as inputs of a result: branches move on."""
+    found: dict[str, object] = {}
+    for field in ("data", "eval_data"):
+        names = [name for name in getattr(options, field, ()) if _is_hub_id(name)]
+        if names:
+            found[f"{field}_commit"] = [open_source(name, documents=True).identity for name in names]
+    return found
 
 
 def _is_hub_id(name: str) -> bool:

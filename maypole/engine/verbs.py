@@ -234,18 +234,12 @@ def _in_chunks(
         return artifact.finish({"rows": sum(text.count("\n") for text in texts)})
 
 
-def _inputs(config: Any) -> dict[str, object]:
-    """What hub ids name now: branches move on, a result stays what it was."""
-    from maypole.data import sources
-    from maypole.models.hub import commits
-
-    return {**commits(config), **sources.commits(data=config.data)}
-
-
 def _opened(kind: str, config: Any) -> Artifact:
-    return Artifact.open(
-        config.out, kind=kind, config=config, inputs=_inputs(config), seed=config.seed, force=config.force
-    )
+    from maypole.data import sources
+    from maypole.models import hub
+
+    inputs = hub.commits(config) | sources.commits(config)
+    return Artifact.open(config.out, kind=kind, config=config, inputs=inputs, seed=config.seed, force=config.force)
 
 
 def _rows(sources: Sequence[str]) -> Iterator[Mapping[str, Any]]:

@@ -287,14 +287,6 @@ def _answers(config: WinrateOptions, prompts: Sequence[Any]) -> tuple[list[str],
     return answers, ask(rival, None)
 
 
-def _inputs(config: Any) -> dict[str, object]:
-    """What hub ids name now: branches move on, a result stays what it was."""
-    from maypole.data import sources
-    from maypole.models.hub import commits
-
-    return {**commits(config), **sources.commits(data=config.data)}
-
-
 def _run(kind: str, config: EvaluateOptions, row_type: "RowType | None", measure: Callable[[], Measured]) -> Any:
     """The report; or with --out an artifact with it and its items; or what would be done."""
     if config.dry_run:
@@ -302,9 +294,12 @@ def _run(kind: str, config: EvaluateOptions, row_type: "RowType | None", measure
         return DryRun(rows_kept=count, files=("report.json", "items.jsonl") if config.out else ())
     if config.out is None:
         return measure()[0]
+    from maypole.data import sources
+    from maypole.models import hub
 
+    inputs = hub.commits(config) | sources.commits(config)
     with Artifact.open(
-        config.out, kind=kind, config=config, inputs=_inputs(config), seed=config.seed, force=config.force
+        config.out, kind=kind, config=config, inputs=inputs, seed=config.seed, force=config.force
     ) as artifact:
         if artifact.finished:
             return artifact

@@ -89,9 +89,9 @@ def pretrain(config: PretrainOptions) -> Artifact | DryRun:
 def _inputs(config: TrainOptions) -> dict[str, object]:
     """What hub ids name now: branches move on, a result stays what it was."""
     from maypole.data import sources
-    from maypole.models.hub import commits
+    from maypole.models import hub
 
-    return {**commits(config), **sources.commits(data=config.data, eval_data=config.eval_data)}
+    return hub.commits(config) | sources.commits(config)
 
 
 def _train(kind: str, config: TrainOptions) -> Artifact | DryRun:

@@ -1,6 +1,7 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -255,7 +256,7 @@ def test_hub_data_is_known_by_what_the_hub_holds_now(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     held = datasets.Dataset.from_list([{"text": "first"}])
     monkeypatch.setattr("maypole.data.tables.hub_dataset", lambda name: held)
-    before = sources.commits(data=("a.jsonl", "owner/name"), eval_data=("a.jsonl",))
+    before = sources.commits(SimpleNamespace(data=("a.jsonl", "owner/name"), eval_data=("a.jsonl",)))
     assert before == {"data_commit": [held._fingerprint]}
     held = datasets.Dataset.from_list([{"text": "second"}])
-    assert sources.commits(data=("owner/name",)) != before
+    assert sources.commits(SimpleNamespace(data=("owner/name",))) != before
