@@ -12,6 +12,7 @@ from maypole.curate.perplexity_pruning import Scores
 from maypole.curate.perplexity_pruning.scores import Origin, Scored, ScoreWriter, file_name
 
 DOMAINS = ("wiki", "news")
+SCORE = "score --model reference --data corpus --out o"
 
 
 def texts(count: int) -> list[str]:
