@@ -37,7 +37,7 @@ COMMANDS: Table = {
     ("models", "merge"): ("maypole.models.verbs:merge", "Merge an adapter into its base model."),
     ("models", "export"): (
         "maypole.models.verbs:export",
-        "Write a model or adapter as a clean Hugging Face directory.",
+        "Write a model or adapter as a clean Hugging Face directory, or as a GGUF file for llama.cpp.",
     ),
     ("serve",): (
         "maypole.serve.verbs:serve",

@@ -111,10 +111,5 @@ def _templated(request: Request, tokenizer: Any, index: int) -> list[int]:
 
 
 def end_tokens(lm: LanguageModel) -> frozenset[int]:
-    """The ids that end a completion: the checkpoint's generation config, else its config, else the tokenizer's."""
-    model: Any = lm.transformer
-    for source in (getattr(model, "generation_config", None), model.config, lm.tokenizer):
-        ends = getattr(source, "eos_token_id", None)
-        if ends is not None:
-            return frozenset(int(i) for i in (ends if isinstance(ends, list | tuple) else [ends]))
-    return frozenset()
+    """The ids that end a completion."""
+    return frozenset(lm.end_tokens)

@@ -58,7 +58,8 @@ def base_from(source: Any, lm: LanguageModel) -> tuple[LanguageModel, dict[str, 
     if isinstance(source, LanguageModel):
         return source, None
     if isinstance(source, str | Path):
-        return load(source, device=lm.device, dtype=lm.transformer.dtype), None
+        held = lm.quantization
+        return load(source, device=lm.device, dtype=lm.transformer.dtype, quantization=held), None
     if isinstance(source, Mapping):
         return lm, {name: tensor for name, tensor in source.items() if isinstance(tensor, torch.Tensor)}
     if isinstance(source, nn.Module):

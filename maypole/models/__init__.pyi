@@ -10,6 +10,7 @@ from .block_views import Blocks as Blocks
 from .block_views import Point as Point
 from .block_views import blocks as blocks
 from .forward import packed_hidden as packed_hidden
+from .gguf import export_gguf as export_gguf
 from .head import head_of as head_of
 from .head import token_logprobs as token_logprobs
 from .head import weighted_logprobs as weighted_logprobs

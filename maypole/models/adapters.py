@@ -158,6 +158,9 @@ def merged(lm: LanguageModel, name: str | None = None) -> LanguageModel:
     chosen = lm.adapter if name is None and lm.adapter != FOLLOW else name
     if chosen is not None and chosen not in lm.adapters:
         raise UserError(f"no adapter {chosen!r} in {lm.name}", expected=f"adapters: {', '.join(lm.adapters)}")
+    if lm.quantization:
+        what = f"an adapter cannot be merged into weights held as {lm.quantization}: rounding them again loses some"
+        raise UserError(what, lm.name, "load the model without quantization, then merge")
     if chosen is not None:
         lm.model.set_adapter(chosen)
     _untie(lm.transformer)

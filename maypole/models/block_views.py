@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from maypole.core.errors import UnsupportedModel
+from maypole.core.errors import UnsupportedModel, UserError
 from maypole.models.attention import causal_lm
+from maypole.models.quantized import quantization_of
 
 Site = Literal["embed", "block_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "block_out", "final_norm", "logits"]
 """Where in a forward pass: `mlp_mid` is the input of the down projection."""
@@ -37,9 +38,15 @@ class Projection:
     @property
     def weight(self) -> torch.Tensor:
         """(out, in); a view of the parameter, except for index-selected rows (GPT-NeoX), which are a copy."""
-        weight: Any = self.module.weight
+        weight: Any = self._parameter
         weight = weight.t() if self.transposed else weight
         return weight if self.rows is None else weight[self.rows]
+
+    @property
+    def _parameter(self) -> Any:
+        if quantization_of(self.module):
+            raise UserError("its weights are quantized and cannot be read or changed", expected="no --quantization")
+        return self.module.weight
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -49,7 +56,7 @@ class Projection:
     @torch.no_grad()
     def write(self, weight: torch.Tensor) -> None:
         """Replace this map's weight, (out, in), in place."""
-        own: Any = self.module.weight
+        own: Any = self._parameter
         target = own.t() if self.transposed else own
         if self.rows is None:
             target.copy_(weight)

@@ -1,19 +1,24 @@
-"""A hub id as a local directory, so that everything else reads directories. Knows nothing about what is in them."""
+"""The hub's repositories as directories here, and files here as a commit there. Knows nothing about what is in them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
-from huggingface_hub import snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
-from maypole.core.errors import UserError
+from maypole.core.errors import ConfigError, RemoteError, UserError
 
+_HTTPError: type[Exception] = next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
+"""Of the library that the hub's client speaks HTTP with: httpx, later httpx2."""
 _FILES: tuple[str, ...] = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _OTHER_FORMATS = ["*/*", "consolidated*", "*.fp16.*"]
 
@@ -44,7 +49,7 @@ def local(name: str | Path, *, revision: str | None = None, code: bool = False) 
         raise UserError("neither a directory here nor a repository on the hub", text, "check its spelling") from error
     except HFValidationError as error:
         raise UserError("no such directory, and not a hub id", text, "a directory or owner/name") from error
-    except (LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, _HTTPError, OSError) as error:
         hint = "a directory, or a hub id that is in the hub's cache or can be downloaded now"
         raise UserError("no such directory, and the hub cannot be reached", text, hint) from error
 
@@ -52,6 +57,56 @@ def local(name: str | Path, *, revision: str | None = None, code: bool = False) 
 def is_hub_id(name: str) -> bool:
     """Whether `name` names nothing on this disk."""
     return not Path(name).exists()
+
+
+def check_push(repo: str) -> None:
+    """An error unless `repo` is the name of a repository and somebody is logged in; asks nobody."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ConfigError("push_to_hub", repo, "owner/name") from error
+    if repo.count("/") != 1:
+        raise ConfigError("push_to_hub", repo, "owner/name")
+    if not get_token():
+        raise UserError("nobody is logged in to the hub here", "--push-to-hub", "hf auth login, or set HF_TOKEN")
+
+
+def push(files: Mapping[str, Path], repo: str, *, public: bool = False) -> str:
+    """Put `files` (name there -> file here) into the model repository `repo` in one commit; returns its address.
+
+    The repository is made where there is none, for its owner's eyes unless `public`; one that exists stays as visible
+    as it is. The token is that of the environment or of `hf auth login`.
+    """
+    check_push(repo)
+    api = HfApi(library_name="maypole")
+    additions = [CommitOperationAdd(name, file) for name, file in files.items()]
+    try:
+        api.create_repo(repo, private=not public, exist_ok=True)
+        return str(api.create_commit(repo, additions, commit_message="Export from maypole").repo_url)
+    except HfHubHTTPError as error:
+        raise _refused(error, repo) from error
+    except ValueError as error:  # what it says of a card whose head is not valid
+        what = f"the hub does not take README.md: {_first_line(error)}"
+        raise UserError(what, repo, "valid YAML at its top") from error
+    except (OfflineModeIsEnabled, _HTTPError) as error:
+        what = f"the hub cannot be reached ({_first_line(error)}); what was written stays, and hf upload can send it"
+        raise RemoteError(what, retryable=True) from error
+
+
+def _refused(error: HfHubHTTPError, repo: str) -> UserError | RemoteError:
+    status = error.response.status_code
+    said = error.server_message or _first_line(error)
+    if status == 401:
+        return UserError(f"the hub does not know the token: {said}", repo, "hf auth login, or another HF_TOKEN")
+    if status == 403:
+        return UserError(f"the token may not write there: {said}", repo, "a token with write access to its owner")
+    if status in (400, 404, 409, 422):
+        return UserError(f"the hub does not take it: {said}", repo, "another owner/name")
+    return RemoteError(f"{repo}: the hub answered {status}: {said}", retryable=status >= 500 or status == 429)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def commits(options: object) -> dict[str, object]:

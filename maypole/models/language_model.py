@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from maypole.core.errors import UserError
 from maypole.core.identity import digest
 from maypole.models.attention import causal_lm
+from maypole.models.quantized import Quantization, quantization_of
 
 FOLLOW = "·"
 """The adapter of a LanguageModel that is no view: whatever is active in the module."""
@@ -58,6 +59,11 @@ class LanguageModel:
         return causal_lm(self.model)
 
     @property
+    def quantization(self) -> Quantization | None:
+        """How the base weights are held, None where they are as they were stored."""
+        return quantization_of(self.model)
+
+    @property
     def device(self) -> torch.device:
         return self.transformer.device
 
@@ -71,6 +77,16 @@ class LanguageModel:
         """Longest input in tokens that the model has positions for."""
         config: Any = self.transformer.config.get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**30)
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The ids that end a completion: the generation config's, else the config's, else the tokenizer's."""
+        model: Any = self.transformer
+        for source in (getattr(model, "generation_config", None), model.config, self.tokenizer):
+            ends = getattr(source, "eos_token_id", None)
+            if ends is not None:
+                return tuple(int(i) for i in (ends if isinstance(ends, list | tuple) else [ends]))
+        return ()
 
     def with_adapter(self, name: str | None) -> "LanguageModel":
         """A view of the same module in which adapter `name` is on, or none for None; nothing is copied or switched."""

@@ -24,11 +24,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from maypole.core.errors import ConfigError, UnsupportedCapability, UnsupportedModel, UserError
-from maypole.core.identity import identity
+from maypole.core.identity import digest, identity
 from maypole.core.seeds import derive
 from maypole.models.adapters import adapter_config, load_adapter, own_randomness
 from maypole.models.hub import is_hub_id, local
 from maypole.models.language_model import LanguageModel
+from maypole.models.quantized import Quantization, check_quantization, keep_as_read, settings
 
 log = logging.getLogger(__name__)
 
@@ -51,33 +52,41 @@ def load(
     task: Task = "causal",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
-    quantization: Literal["int8", "nf4"] | None = None,
+    quantization: Quantization | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
     """A checkpoint directory, an adapter directory or a hub id, in eval mode.
 
     dtype "auto" is the checkpoint's own; half precision runs as fp32 on CPUs without bf16 instructions, which is
-    said once. Device None is cuda when there is one. UserError says what is missing or broken and where.
+    said once. Device None is cuda when there is one. With a quantization the base is rounded to it as it is read, and
+    only adapters can learn. UserError says what is missing or broken and where.
     """
     if task not in _CLASSES:
         raise ConfigError("task", task, tuple(_CLASSES))
-    if quantization is not None:
-        raise UnsupportedCapability(f"quantization {quantization!r} is not available", "--quantization")
     where = _device(device)
+    check_quantization(quantization, where)
     name = str(model_name_or_path)
     path = local(name, revision=revision, code=trust_remote_code)
     if (path / "adapter_config.json").is_file():
         if adapter is not None:
             raise UserError("the model is an adapter directory and --adapter is given too", name, "one of the two")
-        return _load_with_base(name, path, task=task, device=where, dtype=dtype, trust_remote_code=trust_remote_code)
+        options = {"task": task, "device": where, "dtype": dtype, "quantization": quantization}
+        return _load_with_base(name, path, **options, trust_remote_code=trust_remote_code)
     check_directory(path, name)
     config = read_config(path, name, trust_remote_code)
     tokenizer = _tokenizer(path, name, trust_remote_code)
     stored, run = _dtypes(config, path, dtype, where)
-    model = _weights(path, name, task, config, run, trust_remote_code).to(where).eval()
+    if quantization is None:
+        model = _weights(path, name, task, config, run, trust_remote_code).to(where).eval()
+    else:
+        held = {"quantization_config": settings(quantization, run), "device_map": {"": where}}
+        model = _weights(path, name, task, config, run, trust_remote_code, **held).eval()
+        keep_as_read(model)
     from_hub = is_hub_id(name)
     fingerprint = path.name if from_hub else identity(path)
+    if quantization and fingerprint:
+        fingerprint = digest(quantization, fingerprint)
     lm = LanguageModel(model, tokenizer, name if from_hub else str(path.resolve()), fingerprint, stored)
     return lm if adapter is None else load_adapter(lm, adapter)
 
@@ -95,6 +104,8 @@ def _load_with_base(name: str, path: Path, **options: Any) -> LanguageModel:
     if _has_tokenizer(path):
         lm.tokenizer = _tokenizer(path, name, options["trust_remote_code"])
     lm.fingerprint = path.name if is_hub_id(name) else identity(path)
+    if lm.quantization and lm.fingerprint:
+        lm.fingerprint = digest(lm.quantization, lm.fingerprint)
     return lm
 
 
@@ -219,7 +230,7 @@ def _is_its_own_tokenizer(path: Path) -> bool:
     return fields.get("tokenizer_class") in _PLAIN_TOKENIZERS and "auto_map" not in fields
 
 
-def _weights(path: Path, name: str, task: Task, config: Any, dtype: torch.dtype, trust: bool) -> Any:
+def _weights(path: Path, name: str, task: Task, config: Any, dtype: torch.dtype, trust: bool, **held: Any) -> Any:
     if getattr(config, "quantization_config", None) is not None:
         hint = "the checkpoint that it was quantized from"
         raise UnsupportedCapability("its weights are stored quantized", name, hint)
@@ -228,7 +239,7 @@ def _weights(path: Path, name: str, task: Task, config: Any, dtype: torch.dtype,
         with quiet_transformers():
             model, report = factory.from_pretrained(
                 path, config=config, dtype=dtype, trust_remote_code=trust, use_safetensors=True,
-                ignore_mismatched_sizes=True, output_loading_info=True,
+                ignore_mismatched_sizes=True, output_loading_info=True, **held,
             )  # fmt: skip
     except ValueError as error:
         if "trust_remote_code" in str(error):

@@ -26,6 +26,9 @@ def save(
     path = Path(directory)
     if lm.adapters and lm.adapter is None:
         raise UserError("this view leaves its adapters out, and only a whole module can be saved", lm.name, "its base")
+    if not lm.adapters and lm.quantization:
+        what = f"its weights are held as {lm.quantization}, from which those that were stored cannot be told"
+        raise UserError(what, lm.name, "the model it was loaded from; or load it without quantization")
     path.mkdir(parents=True, exist_ok=True)
     if lm.adapters:
         active = list(lm.model.base_model.active_adapters)

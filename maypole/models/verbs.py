@@ -1,7 +1,7 @@
 """The commands that look at, merge and export models. Loads torch only when one of them runs."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from maypole.models.family_tree import Step
     from maypole.models.language_model import LanguageModel
 
-FORMATS = ("safetensors",)
+FORMATS = ("safetensors", "gguf", "gguf-q8_0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,16 @@ class ExportOptions(ModelOptions, RunOptions):
     """What is written where."""
 
     model: str = setting(input=True, help="model or adapter directory, or hub id")
-    out: Path = setting(key=False, help="directory that is written")
-    to: str = setting("safetensors", help="format of the weights: safetensors")
+    out: Path = setting(key=False, help="directory that is written; for gguf a file")
+    to: str = setting("safetensors", help="format: safetensors, gguf, or gguf-q8_0 (8 bits a weight)")
     max_shard_size: str = setting("5GB", help="most bytes a file of weights may have")
+    push_to_hub: str | None = setting(None, key=False, help="then put it into this repository of the hub: owner/name")
+    public: bool = setting(False, key=False, help="a repository that is made for it can be seen by all")
 
     def __post_init__(self) -> None:
         check("to", self.to, FORMATS)
+        if self.public and self.push_to_hub is None:
+            raise ConfigError("public", True, "together with --push-to-hub owner/name")
         check_size(self.max_shard_size)
         pass_on(ExportOptions, self)
 
@@ -74,11 +78,12 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Exported:
-    """A directory that was written: its files, and their bytes in all."""
+    """What was written: its files, their bytes in all, and its address on the hub where it was put there."""
 
     path: str
     files: tuple[str, ...]
     bytes: int
+    url: str | None = None
 
 
 def info(
@@ -151,31 +156,83 @@ def merge(config: MergeOptions) -> Artifact | DryRun:
 
 
 def export(config: ExportOptions) -> Exported | DryRun:
-    """Write a model or adapter as a clean Hugging Face directory.
+    """Write a model or adapter as a clean Hugging Face directory, or as a GGUF file for llama.cpp.
 
-    The directory holds what save_pretrained writes and nothing of maypole's own; it is whole or absent.
+    The directory holds what save_pretrained writes and nothing of maypole's own; a GGUF file holds the tokenizer too,
+    and an adapter merged into its base. Either is whole or absent, and --push-to-hub puts it on the
+    hub when it is whole.
 
         maypole models export --model runs/adapted --out for-the-hub
         maypole models export --model merged --out small --dtype bfloat16 --max-shard-size 2GB
+        maypole models export --model runs/adapted --to gguf --out adapted.gguf
     """
     if config.adapter is not None:
         raise UserError("exports one directory", "--adapter", "--model ADAPTER; or first: maypole models merge")
-    from maypole.models.export import check_target, export_safetensors
+    from maypole.models.export import check_target
+    from maypole.models.gguf import check_file
 
-    check_target(config.out, config.force)
+    single = config.to != "safetensors"
+    (check_file if single else check_target)(config.out, config.force)
+    if config.push_to_hub is not None:
+        _check_push(config, config.push_to_hub)
     if config.dry_run:
         return DryRun(peak_memory_bytes=_checked(config, config.model), files=(str(config.out),))
+    (_to_gguf if single else _to_safetensors)(config)
+    files = [config.out] if single else sorted(file for file in config.out.iterdir() if file.is_file())
+    written = Exported(str(config.out), tuple(file.name for file in files), sum(f.stat().st_size for f in files))
+    return written if config.push_to_hub is None else replace(written, url=_push(config, config.push_to_hub, files))
+
+
+def _check_push(config: ExportOptions, repo: str) -> None:
+    """UserError where nothing could be pushed, or nothing that is of use elsewhere: before anything is written."""
+    from maypole.models.adapters import adapter_config
+    from maypole.models.hub import check_push
+
+    check_push(repo)
+    path = Path(config.model)
+    if config.to == "safetensors" and (path / "adapter_config.json").is_file():
+        base = str(adapter_config(path).get("base_model_name_or_path") or "")
+        if Path(base).is_absolute():
+            what = f"its base {base} is on this disk only, where nobody else finds it"
+            raise UserError(what, config.model, "first: maypole models merge, or an adapter whose base is a hub id")
+
+
+def _push(config: ExportOptions, repo: str, files: list[Path]) -> str:
+    from maypole.models.hub import push
+
+    card = _readme(config)
+    cards = {} if card is None else {"README.md": card}
+    return push({**cards, **{file.name: file for file in files}}, repo, public=config.public)
+
+
+def _readme(config: ExportOptions) -> Path | None:
     card = Path(config.model) / "README.md"
+    return card if card.is_file() else None
+
+
+def _to_safetensors(config: ExportOptions) -> None:
+    from maypole.models.export import export_safetensors
+
     export_safetensors(
         _load(config),
         config.out,
         dtype=_torch_dtype(config.dtype),
         max_shard_size=config.max_shard_size,
-        readme=card if card.is_file() else None,
+        readme=_readme(config),
         force=config.force,
     )
-    files = sorted(file for file in config.out.iterdir() if file.is_file())
-    return Exported(str(config.out), tuple(file.name for file in files), sum(f.stat().st_size for f in files))
+
+
+def _to_gguf(config: ExportOptions) -> None:
+    from maypole.models.adapters import merged
+    from maypole.models.gguf import GgufType, export_gguf
+
+    lm = _load(replace(config, dtype="auto"))  # weights are rounded once, where they are written
+    lm = merged(lm) if lm.adapters else lm
+    stored = str(_torch_dtype(config.dtype) or lm.dtype).removeprefix("torch.")
+    names: dict[str, GgufType] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+    dtype: GgufType = "q8_0" if config.to == "gguf-q8_0" else names.get(stored, "f32")
+    export_gguf(lm, config.out, dtype=dtype, force=config.force)
 
 
 def check_size(text: str) -> None:

@@ -56,6 +56,9 @@ def make_trainable(
         lm.model.requires_grad_(False)
         lm.model.base_model.set_adapter(chosen)
     else:
+        if lm.quantization:
+            what = f"weights held as {lm.quantization} cannot learn, only an adapter on top of them"
+            raise UserError(what, lm.name, "--peft.type lora, or no --quantization")
         lm.model.requires_grad_(True)
 
 

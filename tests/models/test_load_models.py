@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 import maypole.models as public
 from maypole.core.config import ModelOptions
-from maypole.core.errors import ConfigError, UnsupportedCapability
+from maypole.core.errors import ConfigError
 from maypole.core.identity import identity
 from maypole.models import LanguageModel, PeftMethod, PeftOptions, create, load, loading, new_adapter, save
 from maypole.models.hub import commits
@@ -108,11 +108,6 @@ def test_a_dtype_that_is_no_float_is_an_error(make, wish):
 def test_a_device_that_is_not_there_is_an_error_and_never_a_fallback(make, wish):
     with pytest.raises(ConfigError, match=r"--device: .* does not work\n  hint: accepted: cpu"):
         load(make("llama"), device=wish)
-
-
-def test_quantization_is_refused_before_anything_is_read():
-    with pytest.raises(UnsupportedCapability, match="'nf4' is not available"):
-        load("/nowhere", quantization="nf4")
 
 
 def test_create_depends_on_config_and_seed_only_and_leaves_the_global_generator(tokenizer):

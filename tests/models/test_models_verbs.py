@@ -308,7 +308,7 @@ def test_an_export_that_fails_leaves_nothing_at_its_place(base, maypole, monkeyp
         ("merge --model base --adapter base --out o --dry-run", "base: adapter_config.json is missing"),
         ("merge --model adapted", "--out"),
         ("merge --out o", "--model"),
-        ("export --model base --out o --to gguf", "--to: 'gguf' does not work\n  hint: accepted: safetensors"),
+        ("export --model base --out o --to ggml", "--to: 'ggml' does not work\n  hint: accepted: safetensors, gguf"),
         ("export --model base --out o --max-shard-size 5", "--max-shard-size: '5' does not work"),
         ("export --model base --out o --dtype int8", "--dtype: 'int8' does not work"),
         ("export --model base --adapter adapted --out o", "--adapter: exports one directory"),
@@ -338,6 +338,6 @@ def test_dry_run_says_what_would_be_written_and_writes_nothing(base, adapted, ma
 
 def test_configs_check_themselves():
     with pytest.raises(ConfigError, match="accepted: safetensors"):
-        ExportOptions(model="m", out=Path("o"), to="gguf")
+        ExportOptions(model="m", out=Path("o"), to="ggml")
     with pytest.raises(ConfigError, match="a whole number and KB, MB or GB: 5GB"):
         MergeOptions(model="m", out=Path("o"), max_shard_size="-1GB")

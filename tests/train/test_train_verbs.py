@@ -337,7 +337,7 @@ def broken(models):
         ("sft --data chats.jsonl --peft.type lorra", "--peft.type: 'lorra' does not work"),
         ("sft --data chats.jsonl --peft.target-modules nose", "--peft.target-modules: no adapter can be made"),
         ("sft --data chats.jsonl --lr-scheduler-kwargs.steps 3", "--lr-scheduler-kwargs: {'steps': 3} does not work"),
-        ("sft --data chats.jsonl --quantization nf4", "--quantization"),
+        ("sft --data chats.jsonl --quantization int4", "--quantization: 'int4' does not work"),
         ("sft --data chats.jsonl --out chats.jsonl", "chats.jsonl: is a file"),
         ("sft --data chats.jsonl --out chats.jsonl/o", "chats.jsonl/o.part: lies below a file"),
         ("sft", "--data"),
