@@ -156,21 +156,24 @@ class Lanes:
             self._modules[name].register_forward_hook(self._hook(name))
             self._hooked.add(name)
 
+    def add(self, name: str, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Add to `out` (tokens, d_out), in place, what the segments' adapters make of `x` (tokens, d_in) in a layer."""
+        for adapter, rows in self.segments:
+            layer = adapter.layers.get(name)
+            if layer is None:
+                continue
+            part = layer(x if rows is None else x[rows]).to(out.dtype)
+            if rows is None:
+                out += part
+            else:
+                out.index_add_(0, rows, part)
+
     def _hook(self, name: str) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor | None]:
-        def add(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
             if not self.segments:
                 return None
             x, out = args[0], output.clone()
-            flat_in, flat_out = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
-            for adapter, rows in self.segments:
-                layer = adapter.layers.get(name)
-                if layer is None:
-                    continue
-                part = layer(flat_in if rows is None else flat_in[rows]).to(out.dtype)
-                if rows is None:
-                    flat_out += part
-                else:
-                    flat_out.index_add_(0, rows, part)
+            self.add(name, x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1]))
             return out
 
-        return add
+        return hook

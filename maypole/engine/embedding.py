@@ -53,8 +53,10 @@ def classify(
 
         def run(batch: list[int] = batch) -> None:
             if runner.packed:
-                hidden, tree = runner.tree([texts[i] for i in batch], [adapters[i] for i in batch])
-                found = [_head(hidden[int(p[-1])], runner, adapters[i]) for i, p in zip(batch, tree.paths)]
+                theirs = [adapters[i] for i in batch]
+                tree = runner.tree([texts[i] for i in batch], theirs)
+                last = runner.read(tree, theirs, wanted=np.array([path[-1] for path in tree.paths]))
+                found = [_head(state, runner, adapter) for state, adapter in zip(last, theirs)]
             else:
                 with torch.no_grad():
                     found = list(runner.module(**_inputs([texts[i] for i in batch], runner)).logits)
@@ -73,7 +75,9 @@ def _head(state: torch.Tensor, runner: Runner, adapter: Adapter | None) -> torch
 
 
 def _packed(rows: Sequence[Ids], runner: Runner, adapter: Adapter | None, layer: int) -> list[torch.Tensor]:
-    hidden, tree = runner.tree(rows, [adapter] * len(rows), layer=layer)
+    adapters = [adapter] * len(rows)
+    tree = runner.tree(rows, adapters)
+    hidden = runner.read(tree, adapters, layer)
     return [hidden[torch.from_numpy(path).to(hidden.device)] for path in tree.paths]
 
 

@@ -20,6 +20,7 @@ from maypole.engine.adapters import Adapter
 from maypole.engine.detokenizer import Detokenizer
 from maypole.engine.grammar import Grammars
 from maypole.engine.prefix_tree import Ids
+from maypole.engine.private_copy import overwrite
 from maypole.engine.request import (
     NO_ADAPTER,
     Chunk,
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
 class Engine:
     """Inference over `lm`, whose module is never changed: its Parameters are shared, its adapters copied.
 
-    Requests with ``adapter=None`` run the view that `lm` is: its active adapter, or none.
+    Requests with ``adapter=None`` run the view that `lm` is: its active adapter, or none. With `owns` the engine keeps
+    `lm` for itself, as one made by `load` does: weights move into the layout that multiplies faster instead of being
+    copied, and the module is good for its `state_dict()` only.
 
     Examples
     --------
@@ -54,7 +57,7 @@ class Engine:
     >>> engine.generate([Request("Once", Sampling(max_tokens=8, temperature=0))])[0].text
     """
 
-    def __init__(self, lm: LanguageModel, config: EngineConfig | None = None) -> None:
+    def __init__(self, lm: LanguageModel, config: EngineConfig | None = None, *, owns: bool = False) -> None:
         self.config = config or EngineConfig()
         self._lock = threading.RLock()
         self._worker = Worker(self._lock, lambda: self._generator().busy, self._step)
@@ -62,7 +65,7 @@ class Engine:
         self._versions: dict[str | None, int] = {None: 0}
         self._adapters: dict[str, Adapter] = {}
         self._updates = 0
-        self._take(lm)
+        self._take(lm, owns=owns)
 
     @classmethod
     def load(
@@ -74,7 +77,7 @@ class Engine:
         **options: Any,
     ) -> "Engine":
         """An engine with weights of its own. `options` are those of `models.load`, `adapters` are name -> directory."""
-        engine = cls(load(model_name_or_path, **options), config)
+        engine = cls(load(model_name_or_path, **options), config, owns=True)
         for name, directory in (adapters or {}).items():
             engine.update(directory, name)
         return engine
@@ -242,7 +245,7 @@ class Engine:
         with self._lock:
             self._settle(adapter, mode)
             if adapter is None:
-                self._take(*updating.base_from(source, self.lm))
+                self._take_from(source)
             else:
                 known = self._adapters.get(adapter)
                 self._adapters[adapter] = updating.adapter_from(source, adapter, self._runner.module, known)
@@ -259,16 +262,34 @@ class Engine:
                 self._scheduler.sweep()
                 self._scheduler.memory.free()
 
-    def _take(self, lm: LanguageModel, replaced: dict[str, torch.Tensor] | None = None) -> None:
+    def _take_from(self, source: Any) -> None:
+        """Make `source` the base; a state dict is written into a module of the engine's own."""
+        lm, replaced = updating.base_from(source, self.lm)
+        if replaced is None:
+            self._take(lm, owns=isinstance(source, str | Path))
+        elif not self._owns:
+            self._take(lm, replaced)
+        else:
+            self._runner.unpack()
+            try:
+                overwrite(lm.model, replaced)
+            except UserError:
+                self._runner.repack(self._bounds.repack_bytes, lm.model)
+                raise
+            lm.fingerprint = None
+            self._take(lm, owns=True)
+
+    def _take(self, lm: LanguageModel, replaced: dict[str, torch.Tensor] | None = None, *, owns: bool = False) -> None:
         """Make `lm` the base; its adapters replace those of the same name."""
         cuda = next(lm.model.parameters()).device.type == "cuda"
         free = torch.cuda.mem_get_info()[0] if cuda else None
         self._bounds = self.config.resolved(cuda=cuda, free_bytes=free)
-        runner = Runner(lm.model, replaced, repack_bytes=self._bounds.repack_bytes)
+        runner = Runner(lm.model, replaced, fast_path=self.config.fast_path)
         adapters = {**self._adapters, **updating.adapters_of(lm, runner)}
         for adapter in adapters.values():
             runner.lanes.prepare(adapter)
-        self.lm, self._runner, self._adapters = lm, runner, adapters
+        runner.repack(self._bounds.repack_bytes, lm.model if owns else None)
+        self.lm, self._runner, self._adapters, self._owns = lm, runner, adapters, owns
         self._default = updating.default_adapter(lm)
         self._seen = lm.base_version if replaced is None else None
         self._ends = inputs.end_tokens(lm)

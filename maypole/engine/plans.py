@@ -15,12 +15,17 @@ from maypole.models.packing import causal_attention
 
 
 @dataclass(slots=True)
-class ShapeProbe:
-    """Attention to oneself that notes, layer by layer, what a cache has to hold: (kv_heads, d_key, d_value)."""
+class Probe:
+    """Attention to oneself that notes, layer by layer, what it is asked for and the shape of what a cache has to hold.
 
+    `shapes` are (kv_heads, d_key, d_value).
+    """
+
+    specs: dict[int, AttentionSpec] = field(default_factory=dict)
     shapes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+        self.specs[spec.layer] = spec
         self.shapes[spec.layer] = (key.shape[1], key.shape[2], value.shape[2])
         return causal_attention(query[None], key[None], value[None], spec)[0]
 

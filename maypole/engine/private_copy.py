@@ -72,21 +72,35 @@ def _swapped(tensors: Mapping[str, Any], swaps: dict[int, torch.Tensor]) -> dict
     return {name: swaps.get(id(tensor), tensor) for name, tensor in tensors.items()}
 
 
+def overwrite(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Write the tensors of a state dict into the Parameters and buffers of `model`; UserError if one does not fit."""
+    for target, tensor in _matched(causal_lm(model), state):
+        target.data.copy_(tensor)
+
+
 def _swaps(model: PreTrainedModel, replaced: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
     """id of the owner's Parameter or buffer -> what stands in its place; tied tensors are replaced together."""
+    swaps: dict[int, torch.Tensor] = {}
+    for target, tensor in _matched(model, replaced):
+        copied = tensor.detach().to(target.device, target.dtype, copy=True)
+        swaps[id(target)] = nn.Parameter(copied, requires_grad=False) if isinstance(target, nn.Parameter) else copied
+    return swaps
+
+
+def _matched(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(the model's own tensor, the one of that name in `state`)."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     own: dict[str, torch.Tensor] = {_plain_name(name): tensor for name, tensor in named}
-    swaps: dict[int, torch.Tensor] = {}
-    for name, tensor in replaced.items():
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for name, tensor in state.items():
         target = own.get(_plain_name(name))
         if target is None:
             raise UserError(f"the state dict has {name!r}, which the model lacks", expected="names of its state_dict()")
         if target.shape != tensor.shape:
             shapes = f"{tuple(tensor.shape)}, the model {tuple(target.shape)}"
             raise UserError(f"the state dict has {name!r} as {shapes}", expected="weights of the same architecture")
-        copied = tensor.detach().to(target.device, target.dtype, copy=True)
-        swaps[id(target)] = nn.Parameter(copied, requires_grad=False) if isinstance(target, nn.Parameter) else copied
-    return swaps
+        found.append((target, tensor))
+    return found
 
 
 def _plain_name(name: str) -> str:

@@ -72,17 +72,18 @@ def _batches(items: Sequence[Scoring], order: Sequence[int], limit: int) -> Iter
 
 
 def _score_batch(items: Sequence[Scoring], runner: Runner) -> list[Scored]:
-    hidden, tree = runner.tree([item.inputs for item in items], [item.adapter for item in items])
+    adapters = [item.adapter for item in items]
+    tree = runner.tree([item.inputs for item in items], adapters)
     slots = np.concatenate([path[item.start - 1 :] for path, item in zip(tree.paths, items)])
     targets = np.concatenate([item.ids[item.start :] for item in items])
     # A slot that several continuations follow needs its logits once.
     needed, place = np.unique(slots, return_inverse=True)
+    hidden = runner.read(tree, adapters, wanted=needed)
     by_slot = np.argsort(place, kind="stable")
     logps, top = np.empty(len(slots), dtype=np.float32), np.empty(len(slots), dtype=bool)
     best_ids, best_logps = np.empty(len(slots), dtype=np.int64), np.empty(len(slots), dtype=np.float32)
-    chosen = hidden[torch.from_numpy(needed).to(hidden.device)]
     sorted_place = place[by_slot]
-    for rows, logits in runner.logits(chosen):
+    for rows, logits in runner.logits(hidden):
         pairs = by_slot[np.searchsorted(sorted_place, rows.start) : np.searchsorted(sorted_place, rows.stop)]
         row = torch.from_numpy(place[pairs] - rows.start).to(logits.device)
         target = torch.from_numpy(targets[pairs]).to(logits.device)

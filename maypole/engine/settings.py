@@ -17,7 +17,10 @@ class EngineConfig:
     `max_seqs` sequences run at once; a forward takes up to `max_batch_tokens` tokens (longer prompts go in stretches);
     keys and values, those of prompts kept for later included, take up to `kv_bytes` (a number or text such as "1GiB"),
     stored as `kv_dtype`: by default fp32 on CPUs, whose attention is slow in half precision, and the model's own
-    elsewhere. On CPUs up to `repack_bytes` of weights are copied into a layout that multiplies faster; 0 copies none.
+    elsewhere. On CPUs weights are brought into a layout that multiplies faster: an engine that loaded its model moves
+    them, one that was given a model copies up to `repack_bytes` of them; with 0 they stay as they are. `fast_path`
+    computes Llama, Mistral, Qwen2 and Qwen3 in fewer operations than their own modules: "auto" does so on CPUs, True
+    everywhere and is an error for other families, False nowhere.
     `deterministic` makes every number the same to the bit whatever else runs, at the price of sharing nothing and of
     forwards of a fixed size.
     """
@@ -27,6 +30,7 @@ class EngineConfig:
     kv_bytes: int | str = "auto"
     kv_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     repack_bytes: int | str = "1GiB"
+    fast_path: bool | Literal["auto"] = "auto"
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -37,6 +41,8 @@ class EngineConfig:
         if self.kv_bytes != "auto":
             parse_bytes("kv_bytes", self.kv_bytes)
         parse_bytes("repack_bytes", self.repack_bytes)
+        if self.fast_path not in ("auto", True, False):
+            raise ConfigError("fast_path", self.fast_path, ("auto", True, False))
         if self.kv_dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError("kv_dtype", self.kv_dtype, ("auto", "float32", "bfloat16", "float16"))
 

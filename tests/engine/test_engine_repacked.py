@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from maypole.engine import Engine, EngineConfig, Request, Sampling
 from maypole.engine import repacked as packing
@@ -26,10 +27,22 @@ def test_a_repacked_product_is_the_linear_layers(d_in: int, d_out: int, dtype: t
             torch.testing.assert_close(product(x), F.linear(x, weight, b), rtol=near, atol=near)
 
 
+def test_layers_of_one_input_become_one_product():
+    torch.manual_seed(0)
+    layers = nn.Linear(16, 24), nn.Linear(16, 5, bias=False), Conv1D(7, 16)
+    product = packing.Repacker(2**20).product(*layers)
+    assert product is not None
+    for rows in (1, 9):
+        x = torch.randn(rows, 16)
+        torch.testing.assert_close(product(x), torch.cat([layer(x) for layer in layers], dim=-1), rtol=1e-5, atol=1e-5)
+
+
 def test_layers_are_repacked_while_their_bytes_last_and_keep_their_parameters():
     module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
     before = {name: id(p) for name, p in module.named_parameters()}
-    assert packing.repack(module, 2 * 8 * 8 * 4) == 2 * 8 * 8 * 4
+    repacker = packing.Repacker(2 * 8 * 8 * 4)
+    repacker.repack(module)
+    assert repacker.bytes == 2 * 8 * 8 * 4
     assert ["forward" in layer.__dict__ for layer in module] == [True, True, False]
     assert {name: id(p) for name, p in module.named_parameters()} == before
 

@@ -142,7 +142,7 @@ def test_a_prompt_in_the_making_is_waited_for_rather_than_read_twice():
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_random_schedules_lose_nothing_and_change_nothing(data: st.DataObject):
-    lm = with_adapters(lm_of(data.draw(st.sampled_from(["llama", "gemma2", "gpt2"]))), "a", "b")
+    lm = with_adapters(lm_of(data.draw(st.sampled_from(["llama", "mistral", "gemma2", "gpt2"]))), "a", "b")
     count = data.draw(st.integers(3, 9))
     texts = [data.draw(st.sampled_from(prompts(1))) for _ in range(count)]
     names = [data.draw(st.sampled_from(["a", "b", ""])) for _ in range(count)]
@@ -155,6 +155,7 @@ def test_random_schedules_lose_nothing_and_change_nothing(data: st.DataObject):
         max_seqs=data.draw(st.integers(1, 5)),
         max_batch_tokens=data.draw(st.sampled_from([3, 33, 500])),
         kv_bytes=per_token * data.draw(st.sampled_from([260, 500, 5000])),
+        fast_path=data.draw(st.sampled_from(["auto", False])),
         deterministic=data.draw(st.booleans()),
     )
     leaving = data.draw(st.dictionaries(st.integers(0, 30), st.integers(0, count - 1), max_size=2))
