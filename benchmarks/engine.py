@@ -1,111 +1,165 @@
-"""Inference: maypole's engine beside transformers' `generate` and `generate_batch`, in tokens per second.
+"""Inference: maypole's engine beside transformers, llama.cpp and its server, in tokens per CPU second.
 
-Random Llamas of 11M (S) and 110M (L) parameters, fp32, greedy. Mixed lengths: 64 requests, prompts of 16 to 256 tokens,
-46 to 200 new ones, 16 at a time; `generate` takes them in batches of 16, padded on the left. Shared prefix: 32 requests
-that begin with the same 1,000 tokens. Scoring: four choices for each of 20 questions that share 300 tokens of examples,
-on the other side in a padded batch a question. With a prefix shorter than what follows it, and with one or two requests
-at a time, there is less to share and to batch: there the gain must be smaller.
+Random Llamas of 11M (S) and 110M (L) parameters, greedy, fp32 unless a case says bf16. Mixed lengths: prompts of 16 to
+256 tokens, 46 to 200 new ones, 16 at a time; `generate` takes them in batches of 16, padded on the left. Shared prefix:
+32 requests that begin with the same 1,000 tokens. Scoring: four choices for each of 20 questions that share 300 tokens
+of examples, on the other side in a padded batch a question. Decoding: from one-token prompts, so that there is nothing
+else. Server: 32 clients that ask at once, in CPU seconds of the server.
+
+In fp32 both sides must say the same tokens. bf16 rounds otherwise on either side: there a case is checked in fp32
+first, and `agree` is the share of equal tokens in the bf16 runs. With a prefix shorter than what follows it, with equal
+lengths, and with one or two requests at a time there is less to share and to batch: there the gain must be smaller.
 """
 
 import resource
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from peers.random_llamas import SIZES, language_model, random_llama
+from peers.served import completions, cpu_seconds, served
 from side_by_side import Arm, Case, Measured, main
-from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from maypole.engine import Engine, EngineConfig, Request, Sampling, ScoreRequest
-from maypole.models import LanguageModel
 
-SIZES = {
-    "S": {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 8, "num_attention_heads": 5,
-          "num_key_value_heads": 5, "vocab_size": 4096},
-    "L": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
-          "num_key_value_heads": 12, "vocab_size": 32000},
-}  # fmt: skip
 SEQUENCES = 16
 """Requests that run at once where lengths are mixed."""
+LLAMA_CPP = {
+    f"llama.cpp, {'one buffer' if unified else 'a buffer each'}{', flash' if flash else ''}": {
+        "side": "llama.cpp", "unified": unified, "flash": flash
+    }
+    for unified in (True, False)
+    for flash in (True, False)
+}  # fmt: skip
+"""Its settings that a user would choose from; the fastest is compared."""
 
-Work = tuple[list[list[int]], list[int]]
-"""Prompts, and how many tokens each is continued by."""
+Tokens = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Prompts, and how many tokens each is continued by; the first `shared` of each prompt are the same."""
+
+    prompts: Tokens
+    lengths: list[int]
+    shared: int = 0
 
 
 def cases(quick: bool) -> list[Case]:
-    """Every kind of work on S; the mixed one on L too."""
+    """Quick: every kind of work once, on S where there is a choice, one round."""
+    rounds = 1 if quick else 3
 
-    def case(name: str, peer: str, target: float | None = None, size: str = "S", **work: Any) -> Case:
-        arm = {"size": size, **work}
+    def case(
+        name: str, peer: str, target: float | None = None, size: str = "S", fast: Any = "auto", **work: Any
+    ) -> Case:
+        arm = {"size": size, "dtype": "float32", **work}
         return Case(
-            name=f"{size}, {name}",
-            ours={"side": "ours", **arm},
-            peers={peer: {"side": peer, **arm}},
-            unit="tokens",
-            check={},
-            tolerance=1e-5,
-            rounds=1 if quick else 3,
+            name=f"{size}, {name}", ours={"side": "ours", "fast_path": fast, **arm},
+            peers={peer: {"side": peer, **arm}}, unit="tokens", check=None, tolerance=1e-5, rounds=rounds,
             target=target,
-        )
+        )  # fmt: skip
 
+    def in_bf16(name: str, size: str, peers: dict[str, Any], target: float, check: dict[str, Any], **work: Any) -> Case:
+        arm = {"size": size, "dtype": "bfloat16", **work}
+        return Case(
+            name=f"{size}, bf16, {name}", ours={"side": "ours", "fast_path": "auto", **arm},
+            peers={peer: {**arm, **settings} for peer, settings in peers.items()}, unit="tokens",
+            check={"dtype": "float32", **check}, tolerance=0.0, rounds=rounds, target=target,
+            needs=("llama_cpp", "gguf"),
+        )  # fmt: skip
+
+    def mixed(size: str, fast: bool) -> Case:
+        path = "fast path" if fast else "universal path"
+        count = 32 if quick or size == "L" else 64
+        return case(f"mixed lengths, {path}", "generate", 3.0 if fast else 2.5, size, fast, work="mixed", count=count)
+
+    def decoding(count: int) -> Case:
+        work = {"work": "equal", "prompt": 1, "new": 128, "count": count}
+        return in_bf16(f"decoding {count} at once", "L", LLAMA_CPP, 0.7, {"count": 4, "new": 64}, **work)
+
+    def sharing(size: str) -> Case:
+        work = {"work": "prefix", "prefix": 1000, "tail": 16, "new": 32, "count": 32}
+        return in_bf16("a prefix of 1,000 tokens", size, LLAMA_CPP, 1.2, {"count": 4}, **work)
+
+    def serving(size: str, target: float) -> Case:
+        work = {"work": "served", "prompt": 64, "new": 64, "count": 32}
+        peers = {"llama_cpp.server": {"side": "llama_cpp.server"}}
+        return in_bf16("32 clients", size, peers, target, {"count": 4}, **work)
+
+    equal = {"work": "equal", "prompt": 64, "new": 64}
+    questions = 10 if quick else 20
+    prefix = {"work": "prefix", "new": 32, "count": 32}
     found = [
-        case("mixed lengths", "generate", 2.5, work="mixed", count=32 if quick else 64),
-        case("a prefix of 1,000 tokens", "generate", 15.0, work="prefix", prefix=1000, tail=16, new=32, count=32),
-        case(
-            "four choices, shared context", "scoring loop", 10.0, work="score", context=300, count=10 if quick else 20
-        ),
+        mixed("S", fast=False),
+        mixed("S", fast=True),
+        case("a prefix of 1,000 tokens", "generate", 15.0, prefix=1000, tail=16, **prefix),
+        case("a prefix of 16 tokens", "generate", prefix=16, tail=128, **prefix),
+        case("four choices, shared context", "scoring loop", 10.0, work="score", context=300, count=questions),
+        case("32 equal lengths", "generate_batch", 2.5, count=32, **equal),
+        case("1 request at a time", "generate", count=1, **equal),
+        case("2 requests at a time", "generate", count=2, **equal),
+        decoding(32),
+        sharing("S"),
+        serving("S", 1.8),
     ]
     if quick:
         return found
     return [
         *found,
-        case("mixed lengths", "generate", 2.5, size="L", work="mixed", count=32),
-        case("32 equal lengths", "generate_batch", 2.5, work="equal", prompt=64, new=64, count=32),
-        case("a prefix of 16 tokens", "generate", work="prefix", prefix=16, tail=128, new=32, count=32),
-        case("1 request at a time", "generate", work="equal", prompt=64, new=64, count=1),
-        case("2 requests at a time", "generate", work="equal", prompt=64, new=64, count=2),
+        mixed("L", fast=False),
+        mixed("L", fast=True),
+        case("16 equal lengths", "generate", count=16, **equal),
+        case("16 equal lengths", "generate", size="L", count=16, **equal),
+        case("32 equal lengths", "generate_batch", 2.5, size="L", count=32, **equal),
+        decoding(8),
+        decoding(16),
+        sharing("L"),
+        serving("L", 3.0),
     ]
 
 
 def measure(arm: Arm) -> Measured:
     """Run one side's work after a short warm-up; tokens are those generated, or for scoring those read."""
-    model = _model(arm["size"])
+    if arm["work"] == "served":
+        return _served(arm)
     if arm["work"] == "score":
-        run, amount = _scoring(arm, model)
+        run, amount = _scoring(arm)
     else:
-        run, amount = _generating(arm, model)
+        work = _work(arm)
+        run, amount = _generating(arm, work), sum(work.lengths)
     cpu, wall = time.process_time(), time.perf_counter()
     check = run()
-    return Measured(
-        amount=amount,
-        wall_seconds=time.perf_counter() - wall,
-        cpu_seconds=time.process_time() - cpu,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        check=check,
-    )
+    return _measured(amount, time.perf_counter() - wall, time.process_time() - cpu, check)
 
 
-def _generating(arm: Arm, model: LlamaForCausalLM) -> tuple[Callable[[], dict[str, float]], int]:
-    prompts, lengths = _work(arm, model.config.vocab_size)
+def _generating(arm: Arm, work: Work) -> Callable[[], dict[str, float]]:
     running = SEQUENCES if arm["work"] == "mixed" else arm["count"]
+    model = random_llama(arm["size"], arm["dtype"])
+    if arm["side"] == "llama.cpp":
+        peer = _llama_cpp(arm, model, work)
+        return lambda: _tokens(peer(work.prompts, work.lengths[0], work.shared))
     if arm["side"] == "ours":
-        engine = Engine(_language_model(model), EngineConfig(max_seqs=running))
+        engine = Engine(language_model(model), EngineConfig(max_seqs=running, fast_path=arm["fast_path"]))
         engine.generate([_request([1, 2, 3], 2)])
-        return lambda: _digest([o.token_ids for o in engine.generate([*map(_request, prompts, lengths)])]), sum(lengths)
+        return lambda: _tokens([o.token_ids for o in engine.generate([*map(_request, work.prompts, work.lengths)])])
     if arm["side"] == "generate_batch":
-        return lambda: _digest(_continuous(model, prompts, lengths)), sum(lengths)
+        return lambda: _tokens(_continuous(model, work))
     model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
-    return lambda: _digest(_batches(model, prompts, lengths, running)), sum(lengths)
+    return lambda: _tokens(_batches(model, work, running))
 
 
-def _batches(model: Any, prompts: list[list[int]], lengths: list[int], size: int) -> list[list[int]]:
+def _batches(model: Any, work: Work, size: int) -> Tokens:
     """Batches in order of arrival, padded on the left; each runs until its longest is done."""
-    found: list[list[int]] = []
-    for a in range(0, len(prompts), size):
-        batch, wanted = prompts[a : a + size], lengths[a : a + size]
+    found: Tokens = []
+    for a in range(0, len(work.prompts), size):
+        batch, wanted = work.prompts[a : a + size], work.lengths[a : a + size]
         width = max(map(len, batch))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in batch])
         seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch])
@@ -117,16 +171,73 @@ def _batches(model: Any, prompts: list[list[int]], lengths: list[int], size: int
     return found
 
 
-def _continuous(model: Any, prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
+def _continuous(model: Any, work: Work) -> Tokens:
     """transformers' own continuous batching."""
     settings = transformers.GenerationConfig(
-        max_new_tokens=lengths[0], do_sample=False, eos_token_id=None, pad_token_id=0, use_cuda_graph=False
+        max_new_tokens=work.lengths[0], do_sample=False, eos_token_id=None, pad_token_id=0, use_cuda_graph=False
     )
-    found = model.generate_batch(inputs=prompts, generation_config=settings, progress_bar=False)
+    found = model.generate_batch(inputs=work.prompts, generation_config=settings, progress_bar=False)
     return [list(o.generated_tokens) for _, o in sorted(found.items(), key=lambda item: int(item[0].split("_")[-1]))]
 
 
-def _scoring(arm: Arm, model: LlamaForCausalLM) -> tuple[Callable[[], dict[str, float]], int]:
+def _llama_cpp(arm: Arm, model: Any, work: Work) -> Callable[[Tokens, int, int], Tokens]:
+    from peers.llama_cpp_batches import LlamaCpp
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = _gguf(model, Path(folder), arm["dtype"])
+        del model
+        length = max(map(len, work.prompts)) + work.lengths[0]
+        peer = LlamaCpp(file, sequences=len(work.prompts), length=length, unified=arm["unified"], flash=arm["flash"])
+        peer.generate([[1, 2, 3]], 2)
+    return lambda prompts, new, shared: peer.generate(prompts, new, shared=shared)
+
+
+def _gguf(model: Any, folder: Path, dtype: str) -> Path:
+    from maypole.models.gguf import export_gguf
+
+    file = folder / "model.gguf"
+    export_gguf(language_model(model), file, {"float32": "f32", "bfloat16": "bf16"}[dtype])
+    return file
+
+
+def _served(arm: Arm) -> Measured:
+    """Text in and out, since llama.cpp's server takes no ids."""
+    from maypole.models.saving import save
+
+    lm = language_model(random_llama(arm["size"], arm["dtype"]))
+    prompts = [lm.tokenizer.decode(ids) for ids in _work({**arm, "work": "equal"}).prompts]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if arm["side"] == "ours":
+            save(lm, folder / "model")
+            command = [sys.executable, "-c", "from maypole.cli.main import main; main()", "serve"]
+            command += [
+                str(folder / "model"),
+                "--dtype",
+                arm["dtype"],
+                "--max-seqs",
+                str(arm["count"]),
+                "--threads",
+                "1",
+            ]
+            command += ["--max-seqs", str(arm["count"]), "--port", "{port}"]
+        else:
+            file = _gguf(lm.model, folder, arm["dtype"])
+            command = [sys.executable, "-m", "llama_cpp.server", "--model", str(file), "--port", "{port}"]
+            command += ["--n_threads", "1", "--n_threads_batch", "1", "--logits_all", "false"]
+        del lm
+        with served(command, folder / "log") as (url, process):
+            completions(url, "model", prompts[:1], 2)
+            cpu, wall = cpu_seconds(process), time.perf_counter()
+            answers = completions(url, "model", prompts, arm["new"])
+            seconds = time.perf_counter() - wall, cpu_seconds(process) - cpu
+    amount = sum(answer["usage"]["completion_tokens"] for answer in answers)
+    texts = [answer["choices"][0]["text"].encode() for answer in answers]
+    return _measured(amount, *seconds, _tokens([list(text) for text in texts]))
+
+
+def _scoring(arm: Arm) -> tuple[Callable[[], dict[str, float]], int]:
+    model = random_llama(arm["size"])
     draw = np.random.default_rng(0)
     size = model.config.vocab_size
     shared = _ids(draw, arm["context"], size)
@@ -136,7 +247,7 @@ def _scoring(arm: Arm, model: LlamaForCausalLM) -> tuple[Callable[[], dict[str, 
         items.append((context, [_ids(draw, int(draw.integers(4, 20)), size) for _ in range(4)]))
     amount = sum(len(c) + len(e) for c, ends in items for e in ends)
     if arm["side"] == "ours":
-        engine = Engine(_language_model(model))
+        engine = Engine(language_model(model))
 
         def ours() -> dict[str, float]:
             scored = engine.score([ScoreRequest(c, ends) for c, ends in items])
@@ -158,34 +269,17 @@ def _scoring(arm: Arm, model: LlamaForCausalLM) -> tuple[Callable[[], dict[str, 
     return peer, amount
 
 
-def _work(arm: Arm, vocabulary: int) -> Work:
+def _work(arm: Arm) -> Work:
     draw = np.random.default_rng(0)
-    count = arm["count"]
+    count, vocabulary = arm["count"], SIZES[arm["size"]]["vocab_size"]
     if arm["work"] == "mixed":
         prompts = [_ids(draw, int(n), vocabulary) for n in draw.integers(16, 257, count)]
-        return prompts, [int(n) // 4 for n in draw.integers(183, 801, count)]
+        return Work(prompts, [int(n) // 4 for n in draw.integers(183, 801, count)])
     if arm["work"] == "prefix":
         common = _ids(draw, arm["prefix"], vocabulary)
-        return [common + _ids(draw, arm["tail"], vocabulary) for _ in range(count)], [arm["new"]] * count
-    return [_ids(draw, arm["prompt"], vocabulary) for _ in range(count)], [arm["new"]] * count
-
-
-def _model(size: str) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(**SIZES[size], max_position_embeddings=2048, bos_token_id=None, eos_token_id=None)
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():  # large enough that two tokens are never nearly as likely
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(2.0)
-    return model
-
-
-def _language_model(model: LlamaForCausalLM) -> LanguageModel:
-    size = model.config.vocab_size
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0")
-    return LanguageModel(model, tokenizer, "random", None, torch.float32)
+        prompts = [common + _ids(draw, arm["tail"], vocabulary) for _ in range(count)]
+        return Work(prompts, [arm["new"]] * count, len(common))
+    return Work([_ids(draw, arm["prompt"], vocabulary) for _ in range(count)], [arm["new"]] * count)
 
 
 def _request(prompt: list[int], new: int) -> Request:
@@ -193,14 +287,22 @@ def _request(prompt: list[int], new: int) -> Request:
 
 
 def _ids(draw: np.random.Generator, count: int, vocabulary: int) -> list[int]:
-    return draw.integers(3, vocabulary, count).tolist()
+    return draw.integers(300, vocabulary, count).tolist()
 
 
-def _digest(tokens: list[list[int]]) -> dict[str, float]:
-    """Equal for equal tokens, and for no others that one would meet."""
-    weights = [float(np.dot(row, np.arange(1, len(row) + 1))) for row in tokens]
-    return {str(i): value for i, value in enumerate(weights)}
+def _tokens(said: Tokens) -> dict[str, float]:
+    return {f"{i}.{j}": float(token) for i, row in enumerate(said) for j, token in enumerate(row)}
+
+
+def _measured(amount: float, wall: float, cpu: float, check: dict[str, float]) -> Measured:
+    return Measured(
+        amount=amount,
+        wall_seconds=wall,
+        cpu_seconds=cpu,
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        check=check,
+    )
 
 
 if __name__ == "__main__":
-    main("engine", cases, measure, "transformers")
+    main("engine", cases, measure, "transformers", "llama-cpp-python")

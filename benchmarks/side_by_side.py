@@ -6,7 +6,10 @@ first round is the one that is compared. Knows nothing about what is measured.
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -42,15 +45,16 @@ class Case:
     """One comparison. `clock` is "cpu" or "wall": which seconds the rate and the ratio are made of.
 
     `check` is merged into the settings of both arms for a first, unmeasured run, whose `Measured.check` must agree to
-    the relative `tolerance`. `rounds` pairs follow it. `target` is the least ratio, `most_bytes` our highest peak of
-    memory.
+    the relative `tolerance`; None: the first measured runs are compared. `rounds` pairs follow it. `target` is the
+    least ratio, `most_bytes` our highest peak of memory. A case that `needs` a package which is not installed is
+    skipped, and says so.
     """
 
     name: str
     ours: Arm
     peers: Mapping[str, Arm]
     unit: str
-    check: Arm
+    check: Arm | None
     tolerance: float
     scout: Arm = field(default_factory=dict)
     clock: str = "cpu"
@@ -58,12 +62,20 @@ class Case:
     rounds: int = 3
     target: float | None = None
     most_bytes: int | None = None
+    needs: Sequence[str] = ()
+
+    @property
+    def missing(self) -> str:
+        """Why it cannot run here, "" where it can."""
+        lacking = [package for package in self.needs if importlib.util.find_spec(package) is None]
+        return f"{', '.join(lacking)} is not installed (make setup-bench)" if lacking else ""
 
 
-def main(name: str, cases: Callable[[bool], Sequence[Case]], measure: Callable[[Arm], Measured], peer: str) -> None:
-    """The script's whole command line; `cases(quick)` says what is compared, `peer` is the package compared with."""
+def main(name: str, cases: Callable[[bool], Sequence[Case]], measure: Callable[[Arm], Measured], *peers: str) -> None:
+    """The script's whole command line; `cases(quick)` says what is compared, `peers` are the packages compared with."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer cases, rounds and steps")
+    parser.add_argument("--only", metavar="TEXT", default="", help="the cases whose name has TEXT in it")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -71,12 +83,16 @@ def main(name: str, cases: Callable[[bool], Sequence[Case]], measure: Callable[[
         settings = json.loads(options.arm)
         Path(settings.pop("report")).write_text(json.dumps(asdict(measure(settings))))
         return
-    found = [_compare(case) for case in cases(options.quick)]
+    chosen = [case for case in cases(options.quick) if options.only in case.name]
+    if not chosen:
+        parser.error(f"no case has {options.only!r} in its name: {'; '.join(c.name for c in cases(options.quick))}")
+    found = [_compare(case) for case in chosen if not case.missing]
     document = {
         "name": name,
         "cases": found,
+        "skipped": {case.name: case.missing for case in chosen if case.missing},
         "machine": _machine(),
-        "versions": {**versions(), peer: _version(peer)},
+        "versions": {**versions(), **{peer: version for peer in peers if (version := _version(peer))}},
     }
     _show(document)
     if options.json:
@@ -90,13 +106,17 @@ def _compare(case: Case) -> dict[str, Any]:
         rates = {n: _rate(case, _run(case, n, {**arm, **case.scout})) for n, arm in case.peers.items()}
     best = max(rates, key=lambda n: rates[n]) if rates else next(iter(case.peers))
     arms = {"ours": case.ours, best: case.peers[best]}
-    checks = [_run(case, f"{name}, check", {**arm, **case.check}).check for name, arm in arms.items()]
-    apart = max(abs(checks[0][k] - v) / max(abs(v), 1e-12) for k, v in checks[1].items())
-    equal = checks[0].keys() == checks[1].keys() and apart <= case.tolerance
+    checks = []
+    if case.check is not None:
+        checks = [_run(case, f"{name}, check", {**arm, **case.check}).check for name, arm in arms.items()]
     runs: dict[str, list[Measured]] = {name: [] for name in arms}
     for _ in range(case.rounds):
         for name, arm in arms.items():
             runs[name].append(_run(case, name, arm))
+    measured = [found[0].check for found in runs.values()]
+    checks = checks or measured
+    apart = max(abs(checks[0].get(k, math.inf) - v) / max(abs(v), 1e-12) for k, v in checks[1].items())
+    equal = checks[0].keys() == checks[1].keys() and apart <= case.tolerance
     ours, theirs = (statistics.median(_rate(case, r) for r in found) for found in runs.values())
     ratio = ours / theirs
     sides = dict(zip(("ours", "peer"), runs.values()))
@@ -116,11 +136,18 @@ def _compare(case: Case) -> dict[str, Any]:
         "equal": equal,
         "apart": apart,
         "tolerance": case.tolerance,
+        "agreement": round(_agreement(*measured, case.tolerance), 4),
         "threads": case.threads,
         "peer_settings": {n: round(rate, 1) for n, rate in rates.items()},
         "peak_rss_bytes": memory,
-        "runs": {side: [asdict(r) for r in found] for side, found in sides.items()},
+        "runs": {side: [{**asdict(r), "check": None} for r in found] for side, found in sides.items()},
     }
+
+
+def _agreement(ours: Mapping[str, float], theirs: Mapping[str, float], tolerance: float) -> float:
+    """The share of the peer's numbers that are ours too in the runs that were measured."""
+    same = [abs(ours.get(k, math.inf) - v) <= tolerance * max(abs(v), 1e-12) for k, v in theirs.items()]
+    return sum(same) / max(len(same), 1)
 
 
 def _rate(case: Case, run: Measured) -> float:
@@ -143,7 +170,7 @@ def _run(case: Case, label: str, arm: Arm) -> Measured:
 
 def _show(document: Mapping[str, Any]) -> None:
     table = Table(
-        "case", "ours", "peer", "unit", "ratio", "target", "same work", "GB ours/peer", "peer's best", box=None
+        "case", "ours", "peer", "unit", "ratio", "target", "same work", "agree", "GB ours/peer", "peer's best", box=None
     )  # fmt: skip
     for case in document["cases"]:
         wanted = [] if case["target"] is None else [f"{case['target']:g}"]
@@ -153,8 +180,10 @@ def _show(document: Mapping[str, Any]) -> None:
         same = f"{'yes' if case['equal'] else 'NO'} ({case['apart']:.0e})"
         table.add_row(
             case["case"], f"{case['ours']:,.0f}", f"{case['peer']:,.0f}", case["unit"], f"{case['ratio']:.2f}", verdict,
-            same, memory, case["peer_name"],
+            same, f"{case['agreement']:.1%}", memory, case["peer_name"],
         )  # fmt: skip
+    for name, reason in document["skipped"].items():
+        table.add_row(name, "skipped:", reason)
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
     console.print(table)
     machine = document["machine"]
@@ -172,7 +201,8 @@ def _machine() -> dict[str, Any]:
     return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), "load": round(os.getloadavg()[1], 2)}
 
 
-def _version(package: str) -> str:
-    import importlib.metadata
-
-    return importlib.metadata.version(package)
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
