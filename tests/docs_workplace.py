@@ -14,7 +14,7 @@ THINGS = ("the well", "the mill", "the bees", "the bridge")
 
 
 def furnish(folder: Path) -> None:
-    """Put a model (`base`, and as `reference`) and rows of every common type into `folder`."""
+    """Put a model (`base`, and as `reference`), keys, an adapter and rows of every common type into `folder`."""
     for name in ("base", "reference"):
         (folder / name).symlink_to(BASE)
     facts = [(name, thing) for name in NAMES for thing in THINGS]
@@ -28,6 +28,9 @@ def furnish(folder: Path) -> None:
     write_rows(folder / "held-out.jsonl", chats[16:])
     write_rows(folder / "questions.jsonl", questions)
     write_rows(folder / "notes.jsonl", texts)
+    (folder / "keys.txt").write_text("a-key\n")
+    (folder / "adapters" / "fr").mkdir(parents=True)
+    (folder / "adapters" / "fr" / "adapter_config.json").write_text("{}")
     (folder / "corpus").mkdir()
     write_rows(folder / "corpus" / "a.jsonl", texts[:12])
     write_rows(folder / "corpus" / "b.jsonl.gz", texts[12:])

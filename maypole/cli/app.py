@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import inspect
 import json
 import typing
 from collections.abc import Callable
@@ -98,10 +99,18 @@ def build(commands: Table, *, chosen: tuple[str, ...] = (), settings: dict | Non
         parent = app if len(full) == 1 else rooms[full[0]]
         shown = full[-1] != DEFAULT_VERB
         if full == chosen:  # the one that is imported; without a line of its own it shows its docstring
-            parent.command(_flattened(target), name=full[-1], show=shown)
+            function = _flattened(target)
+            parent.command(function, name=full[-1], show=shown, usage=None if shown else _usage(path, function))
         else:
             parent.command(target, name=full[-1], help=line, show=shown)
     return app
+
+
+def _usage(path: tuple[str, ...], function: Callable[..., object]) -> str:
+    """The first line of a help whose command is a room's word alone."""
+    kinds = inspect.signature(function).parameters.values()
+    words = [p.name.upper() for p in kinds if p.kind is inspect.Parameter.POSITIONAL_ONLY]
+    return " ".join(["Usage: maypole", path[0], *words, "[OPTIONS]"])
 
 
 def _whole_numbers(arguments: ArgumentCollection) -> None:

@@ -7,6 +7,7 @@ are stepped by a worker thread that lives while there is work. Knows nothing abo
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,7 +37,7 @@ from maypole.engine.scheduler import Scheduler
 from maypole.engine.sequence import Sequence as Running
 from maypole.engine.sequence import cancel, result
 from maypole.engine.settings import EngineConfig
-from maypole.engine.worker import Worker, call_in
+from maypole.engine.worker import Mailbox, Worker, call_in
 from maypole.models.language_model import LanguageModel
 from maypole.models.loading import load
 
@@ -124,9 +125,19 @@ class Engine:
         """Whether submitted requests will be stepped; False for good once a step died of more than an error."""
         return self._worker.alive
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The ids that a request with this prompt starts from."""
-        return inputs.encode(Request(prompt), self.tokenizer, 0, self._runner.vocabulary).tolist()
+    @property
+    def silent(self) -> float:
+        """Seconds since the last step of what async calls submitted; 0 where nothing is left to do."""
+        return self._worker.silent
+
+    def on_step(self, told: Callable[[float], None]) -> None:
+        """From now on call `told` with the seconds of each step of what async calls submit."""
+        self._worker.on_step = told
+
+    def encode(self, prompt: Prompt | Request) -> list[int]:
+        """The ids that a request, or one with this prompt, starts from."""
+        request = prompt if isinstance(prompt, Request) else Request(prompt)
+        return inputs.encode(request, self.tokenizer, 0, self._runner.vocabulary).tolist()
 
     def stats(self) -> dict[str, int]:
         """The scheduler's numbers, and the bytes of repacked weights; all 0 before the first request."""
@@ -154,7 +165,9 @@ class Engine:
         """`generate` that leaves the event loop free; cancelling it ends its sequences."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        sequences = self._sequences(requests, lambda s, chunk: call_in(loop, ended.set) if s.done else None)
+        sequences = await asyncio.to_thread(
+            self._sequences, requests, lambda s, chunk: call_in(loop, ended.set) if s.done else None
+        )
         try:
             self._start(sequences)
             while not all(s.done for s in sequences):
@@ -167,19 +180,30 @@ class Engine:
 
     async def stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Chunks as they are certain; leaving the iteration early ends the request and frees its rows."""
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[tuple[Running, Chunk]] = asyncio.Queue()
-        sequences = self._sequences([request], lambda s, chunk: call_in(loop, queue.put_nowait, (s, chunk)))
-        open_ = len(sequences)
+        async with aclosing(self.streams([request])) as turns:
+            async for turn in turns:
+                for _, chunk in turn:
+                    yield chunk
+
+    async def streams(self, requests: Sequence[Request]) -> AsyncGenerator[list[tuple[int, Chunk]], None]:
+        """Several streams as one: at every turn all chunks that came since the last, each with its request's place."""
+        mailbox: Mailbox[tuple[Running, Chunk]] = Mailbox(asyncio.get_running_loop())
+        sequences = await asyncio.to_thread(self._sequences, requests, lambda s, chunk: mailbox.put((s, chunk)))
+        places = [i for i, request in enumerate(requests) for _ in range(request.sampling.n)]
+        place = dict(zip(map(id, sequences), places))
+        left = len(sequences)
         try:
             self._start(sequences)
-            while open_:
-                sequence, chunk = await queue.get()
-                if sequence.error is not None:
-                    raise sequence.error
-                open_ -= chunk.output is not None
-                if chunk.text or chunk.token_ids or chunk.output is not None:
-                    yield chunk
+            while left:
+                turn: list[tuple[int, Chunk]] = []
+                for sequence, chunk in await mailbox.arrived():
+                    if sequence.error is not None:
+                        raise sequence.error
+                    left -= chunk.output is not None
+                    if chunk.text or chunk.token_ids or chunk.output is not None:
+                        turn.append((place[id(sequence)], chunk))
+                if turn:
+                    yield turn
         finally:
             cancel(sequences)
 

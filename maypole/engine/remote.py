@@ -190,6 +190,8 @@ class RemoteEngine:
             if needed is None:
                 raise UnsupportedCapability(f"{field.name!r} cannot be asked of an endpoint", where, "a local engine")
             self._need(needed, f"{where}: {field.name}")
+        if request.timeout is not None:
+            raise UnsupportedCapability("an endpoint keeps its own time", where, "timeout= of the connection")
         if request.cache_salt is not None or request.priority or request.chat_template_kwargs:
             self._need("extended", where)
 

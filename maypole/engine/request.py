@@ -12,7 +12,7 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 """Text (special tokens are added), token ids (taken as they are), or messages (through the chat template)."""
 
-FinishReason = Literal["stop", "length", "update", "cancelled"]
+FinishReason = Literal["stop", "length", "update", "cancelled", "timeout"]
 
 NO_ADAPTER = ""
 """`Request.adapter` that asks for the base weights alone; None asks for the view the engine was made from."""
@@ -101,7 +101,8 @@ class Sampling:
 class Request:
     """One prompt to continue. Higher `priority` starts earlier; prompts share computation only at equal `cache_salt`.
 
-    `tools` and `chat_template_kwargs` go to the chat template and need messages.
+    `tools` and `chat_template_kwargs` go to the chat template and need messages. After `timeout` seconds, counted from
+    when it is given to the engine, a request ends with what it has said so far ("timeout"), be it still waiting.
     """
 
     prompt: Prompt
@@ -111,6 +112,7 @@ class Request:
     cache_salt: str | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,8 @@ class Output:
     """One completion. `logprobs` are log p of each sampled token under the raw distribution, in fp32.
 
     `top_logprobs[t]` maps the `Sampling.logprobs` most likely ids at t, best first, to their log-probs. `index` counts
-    the samples of one request. `version` is that of the weights that made every token of it.
+    the samples of one request. `version` is that of the weights that made every token of it. `queued` is how many
+    seconds it waited before it started.
     """
 
     text: str
@@ -140,6 +143,7 @@ class Output:
     index: int = 0
     top_logprobs: list[dict[int, float]] | None = None
     stop_reason: str | int | None = None
+    queued: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Sequences come and go at any step. Who begins like somebody before reads that be
 short the youngest makes way and starts again later, with what it has said so far. Knows nothing about threads or texts.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -32,7 +33,7 @@ class Scheduler:
     shared and prompts run by themselves, so that a sequence's numbers are the same to the bit whatever runs beside it.
     """
 
-    STATS = ("running", "waiting", "kv_tokens", "prefix_tokens", "kv_bytes", "preemptions")
+    STATS = ("running", "waiting", "kv_tokens", "prefix_tokens", "kv_bytes", "kv_budget", "preemptions")
 
     def __init__(
         self,
@@ -68,13 +69,14 @@ class Scheduler:
 
     def stats(self) -> dict[str, int]:
         """Sequences waiting and running and how often one made way; tokens of running sequences and of prefixes in the
-        cache, and bytes allocated for both."""
+        cache, bytes allocated for both, and how many there may be."""
         return {
             "running": len(self.running),
             "waiting": len(self.waiting) + len(self.inbox),
             "kv_tokens": sum(s.held for s in self.running),
             "prefix_tokens": self.memory.prefixes.tokens,
             "kv_bytes": self.memory.bytes,
+            "kv_budget": self.memory.max_bytes,
             "preemptions": self.preemptions,
         }
 
@@ -114,7 +116,7 @@ class Scheduler:
         self._stepped = []
 
     def sweep(self) -> None:
-        """Take in what was submitted and let go of what was ended from outside."""
+        """Take in what was submitted and let go of what was ended from outside or has no time left."""
         while self.inbox:
             sequence = self.inbox.popleft()
             sequence.arrival = self._arrivals
@@ -122,7 +124,11 @@ class Scheduler:
             if sequence.limit == 0 and sequence.ended is None:
                 sequence.version, sequence.ended = self.bind(sequence.target)[1], "length"
             self.waiting.append(sequence)
+        now = time.monotonic()
         for queue in (self.waiting, self.running):
+            for sequence in queue:
+                if sequence.ended is None and sequence.expired(now):
+                    sequence.ended = "timeout"
             for sequence in [s for s in queue if s.ended is not None or s.done]:
                 queue.remove(sequence)
                 if queue is self.running:
@@ -215,6 +221,8 @@ class Scheduler:
             self.waiting.remove(sequence)
             self.running.append(sequence)
             starting.append(sequence)
+            if sequence.started is None:
+                sequence.started = time.monotonic()
             if not sequence.generated:
                 sequence.cached = sequence.base
             budget = self._read(sequence, budget, pieces)

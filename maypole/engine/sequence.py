@@ -1,5 +1,6 @@
 """One completion in the making, from its prompt to its Output. Computes nothing."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -33,6 +34,8 @@ class Sequence:
     text: Detokenizer
     listener: Callable[["Sequence", Chunk], None] | None = None
     grammar: Follower | None = None
+    submitted: float = field(default_factory=time.monotonic)
+    started: float | None = None
     arrival: int = 0
     generated: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -57,6 +60,11 @@ class Sequence:
     @property
     def done(self) -> bool:
         return self.output is not None or self.error is not None
+
+    def expired(self, now: float) -> bool:
+        """Whether its time is over."""
+        timeout = self.request.timeout
+        return timeout is not None and now - self.submitted >= timeout
 
     @property
     def length(self) -> int:
@@ -147,6 +155,7 @@ class Sequence:
             index=self.index,
             top_logprobs=self.top if self.sampling.logprobs is not None else None,
             stop_reason=self.stop_reason or self.text.stopped_by,
+            queued=(time.monotonic() if self.started is None else self.started) - self.submitted,
         )
 
 

@@ -5,23 +5,33 @@ Knows nothing about what a step does.
 
 import asyncio
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
 
 
 class Worker:
-    """`step` runs under `lock`, in a daemon thread that starts with the first submission and ends when not `busy`."""
+    """`step` runs under `lock`, in a daemon thread that starts with the first submission and ends when not `busy`.
+
+    `on_step`, where it is set, is told how many seconds each step took.
+    """
 
     def __init__(self, lock: threading.RLock, busy: Callable[[], bool], step: Callable[[], None]) -> None:
         self._lock, self._busy, self._step = lock, busy, step
         self._handoff = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._stepped = 0.0
+        self.on_step: Callable[[float], None] | None = None
 
     def submit(self, put: Callable[[], None]) -> None:
         """`put` work into the queue and see that somebody steps it; never waits for a step."""
         with self._handoff:
             put()
             if self._thread is None:
+                self._stepped = time.monotonic()
                 self._thread = threading.Thread(target=self._work, name="maypole-engine", daemon=True)
                 self._thread.start()
 
@@ -31,6 +41,11 @@ class Worker:
         thread = self._thread
         return thread is None or thread.is_alive()
 
+    @property
+    def silent(self) -> float:
+        """Seconds since the last step where there is something to do, else 0."""
+        return 0.0 if self._thread is None else time.monotonic() - self._stepped
+
     def _work(self) -> None:
         while True:
             with self._lock:
@@ -38,7 +53,35 @@ class Worker:
                     if not self._busy():
                         self._thread = None
                         return
+                begun = time.monotonic()
                 self._step()
+                self._stepped = time.monotonic()
+                if self.on_step is not None:
+                    self.on_step(self._stepped - begun)
+
+
+class Mailbox(Generic[Item]):
+    """What other threads `put` for a coroutine of `loop`, which is woken once for all that came in the meantime."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._items: deque[Item] = deque()
+        self._woken = asyncio.Event()
+        self._waking = False
+
+    def put(self, item: Item) -> None:
+        self._items.append(item)
+        if not self._waking:
+            self._waking = True
+            call_in(self._loop, self._woken.set)
+
+    async def arrived(self) -> list[Item]:
+        """All that came since the last call, in order; waits for the first."""
+        while not self._items:
+            await self._woken.wait()
+            self._woken.clear()
+            self._waking = False
+        return [self._items.popleft() for _ in range(len(self._items))]
 
 
 def call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any) -> None:

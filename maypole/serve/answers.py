@@ -3,11 +3,12 @@
 import json
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maypole.engine.request import Chunk, Output, Scored
+from maypole.engine.request import Chunk, Output, Scored, Usage
+from maypole.serve.tool_calls import Reader, joined, message
 
 Top = Mapping[int, float]
 
@@ -16,14 +17,14 @@ Top = Mapping[int, float]
 class Form:
     """What every document of one answer has in common.
 
-    `logprobs` asks for log-probs, `calls` reads the text as a tool call, `token_ids` adds the ids.
+    `logprobs` asks for log-probs, `reader` makes what finds tool calls in a completion, `token_ids` adds the ids.
     """
 
     chat: bool
     model: str
     tokenizer: Any
     logprobs: bool = False
-    calls: bool = False
+    reader: Callable[[], Reader] | None = None
     token_ids: bool = False
     include_usage: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -45,46 +46,18 @@ class Form:
         """One whole completion, after the prompt where it is echoed."""
         choice: dict[str, Any] = {"index": index, "finish_reason": output.finish_reason, "logprobs": None}
         if self.logprobs:
-            choice["logprobs"] = self._logprobs(output.token_ids, output.logprobs, output.top_logprobs, echo)
+            choice["logprobs"] = self.listed(output.token_ids, output.logprobs, output.top_logprobs, echo)
         if self.token_ids:
             choice["token_ids"] = output.token_ids
         if not self.chat:
             return choice | {"text": (echo.text if echo else "") + output.text}
-        message: dict[str, Any] = {"role": "assistant", "content": output.text}
-        call = self.call(output)
-        if call is not None:
-            message |= {"content": None, "tool_calls": [call]}
-            choice["finish_reason"] = "tool_calls"
-        return choice | {"message": message}
+        if self.reader is None:
+            return choice | {"message": {"role": "assistant", "content": output.text}}
+        reader = self.reader()
+        said = [*reader.feed(output.text), *reader.finish()]
+        return choice | {"message": message(said), "finish_reason": _reason(output, reader)}
 
-    def delta(self, index: int, chunk: Chunk, offset: int, echo: "Echo | None") -> dict[str, Any]:
-        """What one chunk adds; `offset` is where its tokens begin in the text."""
-        output = chunk.output
-        choice: dict[str, Any] = {"index": index, "finish_reason": output.finish_reason if output else None}
-        choice["logprobs"] = None
-        if self.logprobs and (chunk.token_ids or echo):
-            choice["logprobs"] = self._logprobs(chunk.token_ids, chunk.logprobs, chunk.top_logprobs, echo, offset)
-        if self.token_ids:
-            choice["token_ids"] = chunk.token_ids
-        if not self.chat:
-            return choice | {"text": (echo.text if echo else "") + chunk.text}
-        if not self.calls:
-            return choice | {"delta": {"content": chunk.text} if chunk.text else {}}
-        call = None if output is None else self.call(output)
-        if call is not None:  # a call is told whole, at its end
-            choice["finish_reason"] = "tool_calls"
-            return choice | {"delta": {"tool_calls": [{"index": 0, **call}]}}
-        return choice | {"delta": {} if output is None else {"content": output.text}}
-
-    def call(self, output: Output) -> dict[str, Any] | None:
-        """The tool call that the text is; None where it was cut off or none was asked for."""
-        if not self.calls or output.finish_reason != "stop":
-            return None
-        said = json.loads(output.text)
-        function = {"name": said["name"], "arguments": json.dumps(said["arguments"], ensure_ascii=False)}
-        return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
-
-    def _logprobs(
+    def listed(
         self,
         ids: Sequence[int],
         values: Sequence[float],
@@ -142,13 +115,70 @@ class Echo:
         return cls(text, ids, [None, *scored.logprobs], [None, *tops])
 
 
-def usage(prompts: Iterable[tuple[int, int]], generated: int) -> dict[str, Any]:
-    """From (tokens, cached tokens) of every prompt."""
-    told = list(prompts)
-    prompt = sum(tokens for tokens, _ in told)
+class Telling:
+    """One completion told chunk by chunk; `output` is there once it is whole."""
+
+    def __init__(self, form: Form, index: int, echo: Echo | None) -> None:
+        self._form, self._index, self._echo = form, index, echo
+        self._reader = form.reader() if form.reader else None
+        self._begun = False
+        self._offset = 0
+        self.output: Output | None = None
+
+    def events(self, chunk: Chunk) -> bytes:
+        """What one chunk adds."""
+        begin = b""
+        if self._form.chat and not self._begun:
+            role = {"role": "assistant", "content": ""}
+            begin = self._event({"delta": role, "logprobs": None, "finish_reason": None})
+        self._begun, self.output = True, chunk.output
+        choice: dict[str, Any] = {"logprobs": None, "finish_reason": chunk.output and chunk.output.finish_reason}
+        if self._form.logprobs and (chunk.token_ids or self._echo):
+            choice["logprobs"] = self._form.listed(
+                chunk.token_ids, chunk.logprobs, chunk.top_logprobs, self._echo, self._offset
+            )
+            said = (*self._echo.ids, *chunk.token_ids) if self._echo else chunk.token_ids
+            self._offset += sum(len(self._form.token(i)) for i in said)
+        if self._form.token_ids:
+            choice["token_ids"] = chunk.token_ids
+        if self._form.chat:
+            choice["delta"] = self._delta(chunk)
+            if self._reader and chunk.output:
+                choice["finish_reason"] = _reason(chunk.output, self._reader)
+        else:
+            choice["text"] = (self._echo.text if self._echo else "") + chunk.text
+        self._echo = None
+        return begin + self._event(choice)
+
+    def _delta(self, chunk: Chunk) -> dict[str, Any]:
+        if self._reader is None:
+            return {"content": chunk.text} if chunk.text else {}
+        return joined([*self._reader.feed(chunk.text), *(self._reader.finish() if chunk.output else ())])
+
+    def _event(self, choice: dict[str, Any]) -> bytes:
+        return event(self._form.document([{"index": self._index, **choice}], streamed=True))
+
+
+def _reason(output: Output, reader: Reader) -> str:
+    return "tool_calls" if reader.called and output.finish_reason == "stop" else output.finish_reason
+
+
+def total(outputs: Sequence[Output], n: int) -> Usage:
+    """Of an answer whose prompts have `n` outputs each."""
+    prompts = [output.usage for output in outputs[::n]]
+    return Usage(
+        sum(u.prompt_tokens for u in prompts),
+        sum(output.usage.completion_tokens for output in outputs),
+        sum(u.cached_tokens for u in prompts),
+    )
+
+
+def usage(used: Usage) -> dict[str, Any]:
+    """As a document."""
     return {
-        "prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated,
-        "prompt_tokens_details": {"cached_tokens": sum(cached for _, cached in told)},
+        "prompt_tokens": used.prompt_tokens, "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": used.cached_tokens},
     }  # fmt: skip
 
 

@@ -2,50 +2,34 @@
 
 import asyncio
 import base64
+import functools
 import json
-import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
 
 from maypole import __version__
 from maypole.core.errors import UserError
+from maypole.engine.request import Usage
+from maypole.serve.account import Account
 from maypole.serve.bodies import ChatBody, CompletionBody, Detokenize, Embeddings, LoadAdapter, Tokenize, parsed
-from maypole.serve.generating import ClientGone, Generating
-from maypole.serve.guard import ApiError, Guard, Queue, from_user_error, read_json
+from maypole.serve.ending import Ending
+from maypole.serve.generating import Generating, in_parts
+from maypole.serve.guard import ApiError, Guard, Limits, Queue, from_user_error, read_json
 from maypole.serve.metrics import Metrics
+from maypole.serve.openapi import described, takes
 
 if TYPE_CHECKING:
     from maypole.engine.engine import Engine
 
-log = logging.getLogger(__name__)
-
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Bounds of a server: body in bytes, tokens of a completion, seconds of an answer, sequences that may wait."""
-
-    max_body_bytes: int = 4 * 2**20
-    max_tokens: int | None = None
-    timeout: float = 600.0
-    max_queue: int = 256
-
-
-class State:
-    """What may change while a server runs."""
-
-    def __init__(self) -> None:
-        self.draining = False
-        self.created = int(time.time())
 
 
 def create_app(
@@ -61,12 +45,15 @@ def create_app(
 
     `keys` are those a client needs one of, none: no key; `hosts` are the names it may be addressed by, "*" for any.
     """
-    limits, state = limits or Limits(), State()
+    limits, created = limits or Limits(), int(time.time())
+    ending = Ending(lambda: threading.Thread(target=engine.close, daemon=True).start())
+    # The page that FastAPI would show its own description with loads from another host.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.maypole = state
+    app.state.ending = ending
     metrics = Metrics(engine.stats)
-    queue = Queue(limits.max_queue, lambda: engine.stats()["running"])
-    work = Generating(engine, queue, metrics, max_tokens=limits.max_tokens, timeout=limits.timeout)
+    engine.on_step(metrics.step.observe)
+    queue = Queue(limits, lambda: engine.stats()["running"])
+    work = Generating(engine, queue, metrics, limits, ending)
 
     def served(model: str) -> str | None:
         """The adapter behind a model's name."""
@@ -77,7 +64,7 @@ def create_app(
         raise ApiError(404, "no such model is served; see /v1/models", "model", "model_not_found")
 
     async def body_of(kind: Any, request: Request) -> Any:
-        body, unknown = parsed(kind, await read_json(request, limits.max_body_bytes))
+        body, unknown = parsed(kind, await read_json(request, limits))
         if unknown:
             # A header is one line of ASCII, whatever the names are.
             request.state.warning = json.dumps([field[:64] for field in unknown[:16]])
@@ -85,30 +72,31 @@ def create_app(
             request.state.model = body.model if body.model == name or body.model in engine.adapters else ""
         return body
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", openapi_extra=takes(CompletionBody))
     async def completions(request: Request) -> Response:
         body = await body_of(CompletionBody, request)
         return await work.completions(body, served(body.model), request)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", openapi_extra=takes(ChatBody))
     async def chat(request: Request) -> Response:
         body = await body_of(ChatBody, request)
         return await work.chat(body, served(body.model), request)
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", openapi_extra=takes(Embeddings))
     async def embeddings(request: Request) -> Response:
         body = await body_of(Embeddings, request)
         adapter = served(body.model)
-        with queue.admitted(len(body.inputs)):
+        with queue.admitted(len(body.inputs), request):
             ids = await asyncio.to_thread(lambda: [engine.encode(text) for text in body.inputs])
-            found = await work.wait(asyncio.to_thread(engine.embed, ids, adapter=adapter), request)
+            embed = functools.partial(engine.embed, adapter=adapter)
+            found = np.stack(await work.wait(in_parts(embed, ids), request))
         if body.dimensions is not None:
             if body.dimensions > found.shape[1]:
                 raise ApiError(400, f"this model has {found.shape[1]} dimensions", "dimensions")
             found = found[:, : body.dimensions]
             found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         tokens = sum(map(len, ids))
-        metrics.count(tokens, 0, 0)
+        metrics.count(Usage(tokens, 0))
         data = [{"object": "embedding", "index": i, "embedding": _vector(v, body.encoding_format)}
                 for i, v in enumerate(found)]  # fmt: skip
         used = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -116,7 +104,7 @@ def create_app(
 
     def card(model: str) -> dict[str, Any]:
         return {
-            "id": model, "object": "model", "created": state.created, "owned_by": "maypole",
+            "id": model, "object": "model", "created": created, "owned_by": "maypole",
             "parent": None if model == name else name, "max_model_len": engine.max_length,
         }  # fmt: skip
 
@@ -129,18 +117,30 @@ def create_app(
         served(model)
         return card(model)
 
-    @app.post("/tokenize")
+    @app.post("/tokenize", openapi_extra=takes(Tokenize))
     async def tokenize(request: Request) -> Any:
         body = await body_of(Tokenize, request)
-        ids = await asyncio.to_thread(engine.encode, body.prompt if body.messages is None else body.messages)
+        if body.messages is not None or body.add_special_tokens:
+            ids = await asyncio.to_thread(engine.encode, body.prompt if body.messages is None else body.messages)
+        else:
+            ids = await asyncio.to_thread(lambda: engine.tokenizer.encode(body.prompt, add_special_tokens=False))
         return {"tokens": ids, "count": len(ids), "max_model_len": engine.max_length}
 
-    @app.post("/detokenize")
+    @app.post("/detokenize", openapi_extra=takes(Detokenize))
     async def detokenize(request: Request) -> Any:
         body = await body_of(Detokenize, request)
         return {"prompt": engine.tokenizer.decode(body.tokens)}
 
-    @app.post("/v1/load_lora_adapter")
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> Any:
+        tokenizer = engine.tokenizer
+        special = {f"{kind}_token": getattr(tokenizer, f"{kind}_token", None) for kind in ("bos", "eos", "pad", "unk")}
+        return {
+            "tokenizer_class": type(tokenizer).__name__, "chat_template": getattr(tokenizer, "chat_template", None),
+            "model_max_length": engine.max_length, "vocab_size": len(tokenizer), **special,
+        }  # fmt: skip
+
+    @app.post("/v1/load_lora_adapter", openapi_extra=takes(LoadAdapter))
     async def load_adapter(request: Request) -> Any:
         if not allow_dynamic:
             raise ApiError(404, "adapters cannot be loaded here; the server needs --allow-dynamic")
@@ -150,9 +150,17 @@ def create_app(
         version = await asyncio.to_thread(engine.update, body.lora_path, body.lora_name)
         return {"lora_name": body.lora_name, "version": version}
 
+    def health_of(*, draining: bool) -> Response:
+        """503 once the loop died, has not stepped for too long, or where draining counts."""
+        if not engine.alive:
+            return JSONResponse({"status": "the engine's loop died"}, 503)
+        if engine.silent > limits.stall:
+            return JSONResponse({"status": f"no step for {engine.silent:.0f} seconds"}, 503)
+        return JSONResponse({"status": "draining"}, 503) if draining else JSONResponse({"status": "ok"})
+
     @app.get("/health")
     async def health() -> Response:
-        return JSONResponse({"status": "ok"}) if engine.alive else _down("the engine's loop died")
+        return health_of(draining=False)
 
     @app.get("/live")
     async def live() -> Any:
@@ -160,9 +168,7 @@ def create_app(
 
     @app.get("/ready")
     async def ready() -> Response:
-        if state.draining:
-            return _down("draining")
-        return JSONResponse({"status": "ok"}) if engine.alive else _down("the engine's loop died")
+        return health_of(draining=ending.draining)
 
     @app.get("/version")
     async def version() -> Any:
@@ -172,48 +178,14 @@ def create_app(
     async def numbers() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    @app.get("/openapi.json")
+    async def openapi() -> Any:
+        return described(app)
+
     _errors(app)
-    app.add_middleware(Guard, hosts=hosts, keys=keys, draining=lambda: state.draining)
+    app.add_middleware(Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining)
     app.add_middleware(Account, metrics=metrics)
     return app
-
-
-class Account:
-    """Counts and logs every request: method, path, status, model, seconds; nothing of what it says."""
-
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        begin, status, begun = time.monotonic(), 499, False
-        state = scope.setdefault("state", {})
-
-        async def noted(message: Message) -> None:
-            nonlocal status, begun
-            if message["type"] == "http.response.start":
-                status, begun = message["status"], True
-                if "warning" in state:
-                    header = (b"x-ignored-fields", state["warning"].encode("ascii"))
-                    message = {**message, "headers": [*message["headers"], header]}
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noted)
-        except Exception as error:  # its message may quote the request: only its kind is told
-            log.error("a request failed: %s", type(error).__name__)
-            log.debug("its traceback", exc_info=error)
-            if not begun:
-                await ApiError(500, "the server failed at this request").response(scope, receive, noted)
-        finally:
-            route = scope.get("route")
-            model = state.get("model", "")
-            self._metrics.requests.labels(status, model).inc()
-            fields = {"method": scope["method"], "route": getattr(route, "path", None), "status": status,
-                      "model": model, "seconds": round(time.monotonic() - begin, 4)}  # fmt: skip
-            log.info("%s", json.dumps(fields))
 
 
 def _errors(app: FastAPI) -> None:
@@ -231,11 +203,7 @@ def _errors(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, handler(lambda error: error))
     app.add_exception_handler(UserError, handler(from_user_error))
     app.add_exception_handler(HTTPException, handler(routed))
-    app.add_exception_handler(ClientGone, handler(lambda error: ApiError(499, "the client left")))
-
-
-def _down(why: str) -> Response:
-    return JSONResponse({"status": why}, 503)
+    app.add_exception_handler(ClientDisconnect, handler(lambda error: ApiError(499, "the client left")))
 
 
 def _vector(vector: np.ndarray, form: str) -> Any:

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maypole.engine.request import Sampling
 from maypole.serve.guard import ApiError
@@ -18,25 +18,34 @@ TEMPLATE_OPTIONS_REFUSED = frozenset({"chat_template", "tokenize", "tools", "doc
 """Arguments of a chat template's renderer that are no business of a client."""
 
 
-class Body(BaseModel):
-    """Unknown fields are ignored, and named in a header."""
+class Fields(BaseModel):
+    """Unknown fields are ignored, and named in a header; null is what leaving a field out is."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, document: Any) -> Any:
+        return {k: v for k, v in document.items() if v is not None} if isinstance(document, dict) else document
+
+
+class Body(Fields):
+    """What names a model."""
 
     model: str = Field(min_length=1, max_length=512)
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Fields):
     name: str = "answer"
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Fields):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     include_usage: bool = False
 
 
@@ -44,6 +53,7 @@ class Drawn(Body):
     """How completions are drawn: what both routes share."""
 
     max_tokens: int | None = Field(None, ge=0, le=2**31)
+    max_completion_tokens: int | None = Field(None, ge=0, le=2**31)
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, le=2**31)
@@ -107,6 +117,11 @@ class Drawn(Body):
         )
 
     @property
+    def most_tokens(self) -> int | None:
+        """Tokens of a completion at most, under either of the names that the API gave it."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
@@ -137,10 +152,11 @@ class Embeddings(Body):
         return _several(self.input)
 
 
-class Tokenize(BaseModel):
+class Tokenize(Fields):
     """POST /tokenize: a text, or messages through the chat template."""
 
     prompt: str = ""
+    add_special_tokens: bool = True
     messages: list[dict[str, Any]] | None = Field(None, min_length=1)
 
     @field_validator("messages")
@@ -149,13 +165,13 @@ class Tokenize(BaseModel):
         return None if messages is None else [_message(message) for message in messages]
 
 
-class Detokenize(BaseModel):
+class Detokenize(Fields):
     """POST /detokenize."""
 
     tokens: Ids
 
 
-class LoadAdapter(BaseModel):
+class LoadAdapter(Fields):
     """POST /v1/load_lora_adapter: a directory on the server's disk under a name without path parts."""
 
     lora_name: str = Field(pattern=ADAPTER_NAME)
@@ -188,7 +204,6 @@ class ChatBody(Drawn):
     """POST /v1/chat/completions."""
 
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=4096)
-    max_completion_tokens: int | None = Field(None, ge=0, le=2**31)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     tools: list[Tool] | None = Field(None, max_length=128)

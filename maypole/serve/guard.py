@@ -3,11 +3,14 @@
 Knows nothing about models or routes. No text of a request reaches an error that is logged.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import hmac
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from fastapi import Request
@@ -19,6 +22,23 @@ from maypole.core.errors import ConfigError, UserError
 OPEN = frozenset({"/health", "/live", "/ready"})
 """Paths that probes read without a key."""
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds of a server.
+
+    Bytes of a body and seconds in which it has to come; tokens of a completion and seconds of an answer; completions
+    that may wait, and those that one key may have at once; seconds without a step after which health fails.
+    """
+
+    max_body_bytes: int = 4 * 2**20
+    read_timeout: float = 30.0
+    max_tokens: int | None = None
+    timeout: float = 600.0
+    max_queue: int = 256
+    max_per_key: int | None = None
+    stall: float = 5.0
 
 
 class ApiError(Exception):
@@ -48,17 +68,13 @@ def from_user_error(error: UserError) -> ApiError:
     return ApiError(400, error.message)
 
 
-async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The body as a JSON object; 413 as soon as it is longer than `max_bytes`, 400 where it is no JSON."""
-    too_long = ApiError(413, f"the body is longer than {max_bytes:,} bytes")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > max_bytes:
-        raise too_long
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > max_bytes:
-            raise too_long
+async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
+    """The body as a JSON object; 413 as soon as it is too long, 408 where it is too slow, 400 where it is no JSON."""
+    try:
+        async with asyncio.timeout(limits.read_timeout):
+            body = await _read(request, limits.max_body_bytes)
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {limits.read_timeout:g} seconds", code="timeout") from None
     try:
         document = json.loads(body, parse_constant=_no_number)
         json.dumps(document, ensure_ascii=False).encode()
@@ -73,33 +89,60 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     return document
 
 
+async def _read(request: Request, max_bytes: int) -> bytearray:
+    too_long = ApiError(413, f"the body is longer than {max_bytes:,} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise too_long
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > max_bytes:
+            raise too_long
+    return body
+
+
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
 class Queue:
-    """How many sequences are in the house, and whether one more may wait. `running` says how many do not wait."""
+    """How many completions are in the house, and whether more may wait. `running` says how many do not wait."""
 
-    def __init__(self, most: int, running: Callable[[], int]) -> None:
-        self.most, self._running = most, running
+    def __init__(self, limits: Limits, running: Callable[[], int]) -> None:
+        self._limits, self._running = limits, running
         self.active = 0
+        self._of: Counter[int] = Counter()
 
     @contextlib.contextmanager
-    def admitted(self, count: int) -> Iterator[None]:
-        """Hold places for `count` sequences; 429 where the queue is full."""
-        if count > self.most:
-            raise ApiError(400, f"{count} completions in one request; at most {self.most}")
-        if self.active - self._running() + count > self.most:
-            raise ApiError(429, f"the queue is full ({self.most} requests wait)", code="queue_full")
+    def admitted(self, count: int, request: Request) -> Iterator[None]:
+        """Hold places for `count` completions; 429 where the queue is full or the key has too many."""
+        key = getattr(request.state, "key", None)
+        most, each = self._limits.max_queue, self._limits.max_per_key
+        if count > most:
+            raise ApiError(400, f"{count} completions in one request; at most {most}")
+        if self.active - self._running() + count > most:
+            raise ApiError(429, f"the queue is full ({most} completions wait)", code="queue_full")
+        if key is not None and each is not None and self._of[key] + count > each:
+            if count > each:
+                raise ApiError(400, f"{count} completions in one request; at most {each} of a key")
+            raise ApiError(429, f"this key has {each} completions under way already", code="key_limit")
         self.active += count
+        if key is not None:
+            self._of[key] += count
         try:
             yield
         finally:
             self.active -= count
+            if key is not None:
+                self._of[key] -= count
 
 
 class Guard:
-    """Checks Host and key before the application sees a request; `draining` answers 503 to what is new."""
+    """Checks Host and key before the application sees a request; `draining` answers 503 to what is new.
+
+    The application finds the place of the request's key among all keys in ``scope["state"]["key"]``.
+    """
 
     def __init__(
         self, app: ASGIApp, *, hosts: Iterable[str], keys: Iterable[str], draining: Callable[[], bool]
@@ -119,18 +162,21 @@ class Guard:
             return ApiError(400, "this host name is not served", code="host_not_allowed")
         if scope["path"] in OPEN:
             return None
-        if self._keys and not self._known(headers.get(b"authorization", b"")):
-            return ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+        if self._keys:
+            key = self._known(headers.get(b"authorization", b""))
+            if key is None:
+                return ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+            scope.setdefault("state", {})["key"] = key
         if self._draining() and scope["method"] == "POST":
             return ApiError(503, "the server is shutting down", code="draining")
         return None
 
-    def _known(self, authorization: bytes) -> bool:
+    def _known(self, authorization: bytes) -> int | None:
         scheme, _, key = authorization.partition(b" ")
         given = _digest(key.strip())
         # Every key is compared, whole, so that time tells nothing.
         same = [hmac.compare_digest(given, known) for known in self._keys]
-        return scheme.lower() == b"bearer" and any(same)
+        return same.index(True) if scheme.lower() == b"bearer" and any(same) else None
 
 
 def _digest(key: bytes) -> bytes:

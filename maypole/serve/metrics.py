@@ -1,34 +1,66 @@
 """What the server counts, in Prometheus' text form. Knows no routes; labels are statuses and served names only."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from maypole.engine.request import Usage
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_STEPS = (0.0005, 0.001, 0.0025, *_SECONDS[:10])
+
+Stats = Callable[[], Mapping[str, int]]
 
 
 class Metrics:
-    """One server's numbers, in a registry of its own; `stats` is read when they are asked for."""
+    """One server's numbers, in a registry of its own; `stats` of the engine is read when they are asked for."""
 
-    def __init__(self, stats: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, stats: Stats) -> None:
         self._registry = CollectorRegistry()
         on = {"registry": self._registry, "namespace": "maypole"}
         self.requests = Counter("requests_total", "Answered requests.", ("status", "model"), **on)
-        self.prompt_tokens = Counter("prompt_tokens_total", "Tokens of prompts.", **on)
-        self.cached_tokens = Counter("cached_prompt_tokens_total", "Of these, taken from the cache.", **on)
-        self.generated_tokens = Counter("generated_tokens_total", "Tokens generated.", **on)
-        self.e2e = Histogram("e2e_seconds", "From request to the end of its answer.", buckets=_SECONDS, **on)
-        self.ttft = Histogram("ttft_seconds", "From request to the first token.", buckets=_SECONDS, **on)
-        for name in ("running", "waiting", "kv_tokens", "kv_bytes"):
-            gauge = Gauge(name, f"The engine's {name.replace('_', ' ')}.", **on)
-            gauge.set_function(lambda name=name: stats()[name])
+        self._prompt = Counter("prompt_tokens_total", "Tokens of prompts.", **on)
+        self._cached = Counter("cached_prompt_tokens_total", "Of these, taken from the cache.", **on)
+        self._generated = Counter("generated_tokens_total", "Tokens generated.", **on)
 
-    def count(self, prompt: int, cached: int, generated: int) -> None:
+        def histogram(name: str, says: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(name, says, buckets=buckets, **on)
+
+        self.queue = histogram("queue_seconds", "From request to the start of a completion.")
+        self.ttft = histogram("ttft_seconds", "From request to the first token of a stream.")
+        self.itl = histogram("itl_seconds", "Between the pieces of a streamed answer.", _STEPS)
+        self.e2e = histogram("e2e_seconds", "From request to the end of its answer.")
+        self.step = histogram("step_seconds", "One step of the engine: a token for all that run.", _STEPS)
+        self._registry.register(_OfEngine(stats))
+
+    def count(self, usage: Usage) -> None:
         """Tokens of one answer."""
-        self.prompt_tokens.inc(prompt)
-        self.cached_tokens.inc(cached)
-        self.generated_tokens.inc(generated)
+        self._prompt.inc(usage.prompt_tokens)
+        self._cached.inc(usage.cached_tokens)
+        self._generated.inc(usage.completion_tokens)
 
     def text(self) -> bytes:
         """All of it."""
         return generate_latest(self._registry)
+
+
+class _OfEngine(Collector):
+    """What the engine itself keeps count of."""
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._stats()
+        for name, says in (
+            ("running", "Completions that run."),
+            ("waiting", "Completions that wait in the engine."),
+            ("kv_tokens", "Tokens of running completions in the cache."),
+            ("kv_bytes", "Bytes of keys and values, prompts kept for later included."),
+        ):
+            yield GaugeMetricFamily(f"maypole_{name}", says, now[name])
+        ratio = now["kv_bytes"] / max(now["kv_budget"], 1)
+        yield GaugeMetricFamily("maypole_kv_usage_ratio", "Share of the memory for keys and values in use.", ratio)
+        yield CounterMetricFamily("maypole_preemptions", "Completions that made way for others.", now["preemptions"])

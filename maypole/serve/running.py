@@ -1,24 +1,31 @@
 """A web server that answers what is under way before it ends. Knows nothing about what it answers."""
 
+import asyncio
 import logging
+import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from maypole.core.errors import UserError
 
 
 class Server(uvicorn.Server):
-    """The first SIGTERM or SIGINT refuses what is new and waits for the rest; the second ends at once."""
+    """The first SIGTERM or SIGINT refuses what is new and waits `drain` seconds for the rest, which are then given up;
+    the second ends at once."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain: float) -> None:
         super().__init__(config)
-        self._app = app
+        self._ending, self._drain = app.state.ending, drain
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -32,26 +39,79 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            self.force_exit = True
-        self._app.state.maypole.draining = True
-        self.should_exit = True
+            os._exit(128 + sig)
+        self._ending.draining = self.should_exit = True
 
-    async def startup(self, sockets: list | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             listening = self.servers[0].sockets[0].getsockname()
             sys.stderr.write(f"serving at http://{listening[0]}:{listening[1]}/v1\n")
             sys.stderr.flush()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        timer = asyncio.get_running_loop().call_later(self._drain, self._ending.expire)
+        await super().shutdown(sockets)
+        timer.cancel()
 
-def run(app: FastAPI, *, host: str, port: int, drain: int) -> None:
-    """Serve until a signal comes; returns when everything is answered, or after `drain` seconds."""
-    logging.getLogger("maypole.serve").setLevel(logging.INFO)
-    config = uvicorn.Config(
-        app, host=host, port=port, log_config=None, access_log=False, lifespan="off", server_header=False,
-        timeout_graceful_shutdown=drain,
+
+class Protocol(H11Protocol):
+    """Closes connections whose client takes more than `header_timeout` seconds to say what it wants."""
+
+    header_timeout = 30.0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._unwatch()
+        elif self._timer is None:
+            self._watch()
+
+    def _watch(self) -> None:
+        self._timer = self.loop.call_later(self.header_timeout, self.transport.close)
+
+    def _unwatch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def config_of(app: FastAPI, *, host: str, port: int, header_timeout: float = 30.0) -> uvicorn.Config:
+    """How uvicorn serves `app`."""
+    protocol = type("Protocol", (Protocol,), {"header_timeout": header_timeout})
+    return uvicorn.Config(
+        app, host=host, port=port, http=protocol, ws="none", loop="asyncio", log_config=None, access_log=False,
+        lifespan="off", server_header=False,
     )  # fmt: skip
+
+
+def run(app: FastAPI, *, host: str, port: int, drain: float, header_timeout: float) -> None:
+    """Serve until a signal comes; returns when everything is answered, or given up after `drain` seconds."""
+    _show_requests()
+    config = config_of(app, host=host, port=port, header_timeout=header_timeout)
+    # Should an answer hold on although it was given up, it is cut off.
+    config.timeout_graceful_shutdown = int(drain) + 5
     try:
-        Server(config, app).run()
+        Server(config, app, drain).run()
     except SystemExit as error:  # uvicorn's answer to an address that is taken
         raise UserError(f"cannot listen at {host}:{port}", "--port", "a free port") from error
+
+
+def _show_requests() -> None:
+    """Every answered request becomes a line of JSON on stderr."""
+    log = logging.getLogger("maypole.serve.requests")
+    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.setLevel(logging.INFO)
+    log.propagate = False

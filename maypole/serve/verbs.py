@@ -27,9 +27,12 @@ class ServeOptions(ModelOptions):
     )
     allow_dynamic: bool = setting(False, help="let clients load adapters from this machine's disk")
     max_queue: int = setting(256, help="completions that may wait")
+    max_per_key: int | None = setting(None, help="completions that one key may have under way; default: no limit")
     max_body: str = setting("4MiB", help="longest request")
+    read_timeout: float = setting(30.0, help="seconds that the headers, and then the body, may take to come")
     max_tokens: int | None = setting(None, help="most tokens of a completion; default: what the context holds")
     timeout: float = setting(600.0, help="seconds an answer may take")
+    stall: float = setting(5.0, help="seconds without a step of the engine after which /health fails")
     drain: int = setting(30, help="seconds that answers under way have to finish when the server is stopped")
     max_seqs: int | None = setting(None, help="completions that run at once")
     kv_bytes: str = setting("auto", help='memory for keys and values, such as "1GiB"')
@@ -39,7 +42,9 @@ class ServeOptions(ModelOptions):
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise ConfigError("port", self.port, "0 to 65535")
-        for field in ("max_queue", "max_tokens", "timeout", "max_seqs", "threads"):
+        for field in (
+            "max_queue", "max_per_key", "read_timeout", "max_tokens", "timeout", "stall", "max_seqs", "threads"
+        ):
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise ConfigError(field, value, "a number above 0")
@@ -116,19 +121,21 @@ def serve(
     if options.dry_run:
         return DryRun(reuses=tuple(map(str, adapters.values())))
     from maypole.engine.opening import open_engine
-    from maypole.serve.app import Limits, create_app
+    from maypole.serve.app import create_app
+    from maypole.serve.guard import Limits
     from maypole.serve.running import run
 
     engine = open_engine(options, model=name, config=engine_config, adapters=adapters)
     limits = Limits(
-        max_body_bytes=body, max_tokens=options.max_tokens, timeout=options.timeout, max_queue=options.max_queue
-    )
+        max_body_bytes=body, read_timeout=options.read_timeout, max_tokens=options.max_tokens, timeout=options.timeout,
+        max_queue=options.max_queue, max_per_key=options.max_per_key, stall=options.stall,
+    )  # fmt: skip
     served = options.name or (Path(name).resolve().name if Path(name).is_dir() else name)
     if served in engine.adapters:
         raise ConfigError("name", served, "a name that no adapter has")
     app = create_app(
         engine, name=served, limits=limits, keys=keys, hosts=options.hosts, allow_dynamic=options.allow_dynamic
     )
-    run(app, host=options.host, port=options.port, drain=options.drain)
+    run(app, host=options.host, port=options.port, drain=options.drain, header_timeout=options.read_timeout)
     engine.close()
     return None

@@ -201,6 +201,7 @@ def test_a_room_may_have_a_command_of_its_own(maypole):
         "port": 1,
         "where": "model",
     }
+    assert maypole("serve --help")[1].startswith("Usage: maypole serve MODEL [OPTIONS]")
 
 
 def test_the_top_help_names_every_room_and_fits_80_columns(maypole):

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from maypole.engine import Engine, Request, Sampling, ScoreRequest
-from tests.engine.engine_fixtures import TEMPLATE, lm_of
-from tests.serve.serve_fixtures import PROMPT, app_of, call
+from tests.engine.engine_fixtures import lm_of
+from tests.serve.serve_fixtures import PROMPT, app_of, call, events_of
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,7 @@ def _post(app: Any, path: str, **body: Any) -> Any:
 
 
 def _events(app: Any, path: str, **body: Any) -> list[dict]:
-    answer = call(app, "POST", path, json={"model": "tiny", "stream": True, **body})
-    assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
+    return events_of(app, path, {"model": "tiny", **body})
 
 
 def test_a_completion_is_what_the_engine_says(app: Any, engine: Engine):
@@ -138,28 +134,19 @@ def test_an_answer_follows_a_schema(app: Any, engine: Engine):
     assert json.loads(answer["choices"][0]["message"]["content"])["a"] in (1, 2)
 
 
-def test_a_forced_tool_is_called(engine: Engine):
-    lm = lm_of()
-    lm.tokenizer.chat_template = "{% if tools %}T{{ tools | length }}{% endif %}" + TEMPLATE
-    app = app_of(Engine(lm))
-    parameters = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"],
-                  "additionalProperties": False}  # fmt: skip
-    tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
-    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [tool], "tool_choice": "required",
-            "max_tokens": 100, "temperature": 0, "logit_bias": _no_space(engine)}  # fmt: skip
-    choice = _post(app, "/v1/chat/completions", **body)["choices"][0]
-    assert choice["finish_reason"] == "tool_calls"
-    function = choice["message"]["tool_calls"][0]["function"]
-    assert (function["name"], json.loads(function["arguments"])) == ("weather", {"city": "Oslo"})
-    last = _events(app, "/v1/chat/completions", **body)[-1]["choices"][0]
-    assert last["delta"]["tool_calls"][0]["function"] == function
-    assert last["finish_reason"] == "tool_calls"
-    refused = call(app_of(engine), "POST", "/v1/chat/completions", json={"model": "tiny", **body})
-    assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == "tools"
-
-
 def test_unknown_fields_are_ignored_and_named(app: Any):
     answer = call(app, "POST", "/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 1, "bestest": 1})
     assert answer.status_code == 200
     assert answer.headers["x-ignored-fields"] == '["bestest"]'
+
+
+def test_null_is_what_leaving_a_field_out_is(app: Any):
+    body = {"prompt": PROMPT, "max_tokens": 5, "seed": 1}
+    null = dict.fromkeys(("temperature", "top_p", "n", "stop", "logit_bias", "stream", "logprobs", "user"))
+    assert _post(app, "/v1/completions", **body, **null)["choices"] == _post(app, "/v1/completions", **body)["choices"]
+
+
+def test_both_names_for_the_most_tokens_are_known(app: Any):
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = _post(app, "/v1/completions", prompt="a", ignore_eos=True, **{name: 3})
+        assert answer["usage"]["completion_tokens"] == 3

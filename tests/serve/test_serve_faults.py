@@ -1,19 +1,18 @@
 import asyncio
 import json
-import signal
-import subprocess
-import sys
-from pathlib import Path
+import logging
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
 from maypole.engine import Engine, EngineConfig, Request, Sampling
-from maypole.models.saving import save
-from maypole.serve.app import Limits
+from maypole.serve.guard import Limits
 from tests.engine.engine_fixtures import lm_of
-from tests.serve.serve_fixtures import app_of, call, running
+from tests.serve.serve_fixtures import app_of, call, running, wait_for
 
 LONG = {"model": "tiny", "prompt": "abc", "max_tokens": 400, "ignore_eos": True}
 
@@ -91,21 +90,126 @@ def test_an_answer_that_takes_too_long_is_given_up():
     assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "timeout"
 
 
-def test_a_stopped_server_finishes_what_is_under_way(tmp_path: Path):
-    save(lm_of(max_position_embeddings=4096), tmp_path / "tiny")
-    command = [sys.executable, "-m", "maypole.cli.main", "serve", str(tmp_path / "tiny"), "--port", "0"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert server.stderr is not None
-        url = next(line.split()[-1] for line in server.stderr if "serving at" in line)
-        with httpx.stream("POST", f"{url}/completions", json={**LONG, "stream": True}, timeout=30) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            server.send_signal(signal.SIGTERM)
-            said = [line for line in lines if line]
-        assert said[-1] == "data: [DONE]"
-        assert json.loads(said[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-        assert server.wait(20) == 0
-    finally:
-        server.kill()
-        server.wait()
+def test_work_in_a_thread_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(lm_of())
+    held, embed, parts = threading.Event(), engine.embed, []
+
+    def slow(texts: list, **options: Any) -> Any:
+        parts.append(len(texts))
+        held.wait(20)
+        return embed(texts, **options)
+
+    monkeypatch.setattr(engine, "embed", slow)
+    with running(app_of(engine, limits=Limits(timeout=0.1))) as url:
+        answer = httpx.post(f"{url}/v1/embeddings", json={"model": "tiny", "input": ["a"] * 100})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout")
+        held.set()
+        assert httpx.post(f"{url}/v1/embeddings", json={"model": "tiny", "input": "a"}).status_code == 200
+    assert parts == [32, 1]
+
+
+def test_two_hundred_streams_at_once_each_say_what_they_say_alone():
+    engine = Engine(lm_of())
+    drawn = [Sampling(max_tokens=6, seed=seed, ignore_eos=True) for seed in range(200)]
+    expected = engine.generate([Request("abc", sampling) for sampling in drawn])
+
+    async def one(client: httpx.AsyncClient, seed: int) -> str:
+        body = {**LONG, "max_tokens": 6, "seed": seed, "stream": True}
+        async with client.stream("POST", "/v1/completions", json=body, timeout=60) as answer:
+            lines = [line.removeprefix("data: ") async for line in answer.aiter_lines() if line]
+        assert lines[-1] == "[DONE]"
+        return "".join(json.loads(line)["choices"][0]["text"] for line in lines[:-1])
+
+    async def all_of_them(url: str) -> list[str]:
+        async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=None)) as client:
+            return await asyncio.gather(*(one(client, seed) for seed in range(200)))
+
+    with running(app_of(engine)) as url:
+        assert asyncio.run(all_of_them(url)) == [output.text for output in expected]
+
+
+def _asked(url: str, body: dict[str, Any]) -> socket.socket:
+    """A connection on which `body` was sent, and nothing read yet."""
+    host, port = url.removeprefix("http://").split(":")
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    found.connect((host, int(port)))
+    text = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(text)}\r\n\r\n"
+    found.sendall(head.encode() + text)
+    return found
+
+
+def test_a_slow_reader_holds_nobody_up_and_is_given_up_in_the_end():
+    engine = Engine(lm_of(max_position_embeddings=100_000))
+    app = app_of(engine, limits=Limits(timeout=1.0))
+    with running(app, send_buffer=4096) as url:
+        slow = _asked(url, {**LONG, "max_tokens": 90_000, "n": 8, "logprobs": 20, "stream": True})
+        wait_for(lambda: engine.stats()["running"] == 8)
+        answer = httpx.post(f"{url}/v1/completions", json={**LONG, "max_tokens": 20}, timeout=20)
+        assert answer.json()["usage"]["completion_tokens"] == 20
+        wait_for(lambda: engine.stats()["running"] == 0)
+        wait_for(lambda: 'status="408"' in httpx.get(f"{url}/metrics").text)
+        slow.close()
+
+
+def test_who_leaves_in_the_middle_is_counted_and_logged_as_gone(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    with running(app_of(Engine(lm_of(max_position_embeddings=100_000)))) as url:
+        body = {**LONG, "max_tokens": 90_000, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body) as answer:
+            next(answer.iter_lines())
+        with _asked(url, LONG) as unfinished:  # a body of which half has come
+            unfinished.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
+        wait_for(lambda: 'status="499"} 2.0' in httpx.get(f"{url}/metrics").text.replace('model="tiny",', ""))
+    lines = [json.loads(r.getMessage()) for r in caplog.records if r.getMessage().startswith("{")]
+    assert [line["status"] for line in lines if line["route"] == "/v1/completions"].count(499) == 2
+
+
+def test_a_client_that_does_not_say_what_it_wants_is_not_waited_for():
+    app = app_of(limits=Limits(read_timeout=0.2))
+    with running(app, header_timeout=0.2) as url:
+        host, port = url.removeprefix("http://").split(":")
+        for said in (b"", b"POST /v1/completions HTTP/1.1\r\nHost: loc"):
+            with socket.create_connection((host, int(port)), timeout=10) as silent:
+                silent.sendall(said)
+                assert silent.recv(1) == b""
+        with socket.create_connection((host, int(port)), timeout=10) as slow:
+            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
+            assert slow.recv(4096).startswith(b"HTTP/1.1 408")
+
+
+def test_health_fails_while_the_loop_is_stuck_in_a_step(monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(lm_of())
+    held, step = threading.Event(), engine._runner.step
+
+    def stuck(*args: Any, **options: Any) -> Any:
+        held.wait(20)
+        return step(*args, **options)
+
+    monkeypatch.setattr(engine._runner, "step", stuck)
+    with running(app_of(engine, limits=Limits(stall=0.05))) as url, ThreadPoolExecutor() as pool:
+        asked = pool.submit(httpx.post, f"{url}/v1/completions", json={**LONG, "max_tokens": 2}, timeout=20)
+        wait_for(lambda: httpx.get(f"{url}/health").status_code == 503)
+        assert httpx.get(f"{url}/ready").status_code == 503
+        assert httpx.get(f"{url}/live").status_code == 200
+        held.set()
+        assert asked.result().status_code == 200
+        wait_for(lambda: httpx.get(f"{url}/health").status_code == 200)
+
+
+def test_what_is_not_done_when_the_server_must_end_is_told_so():
+    engine = Engine(lm_of(max_position_embeddings=100_000))
+    app = app_of(engine)
+    body = {**LONG, "max_tokens": 90_000}
+    with running(app) as url, ThreadPoolExecutor() as pool:
+        asked = [pool.submit(httpx.post, f"{url}/v1/completions", json={**body, "stream": stream}, timeout=20)
+                 for stream in (False, True)]  # fmt: skip
+        wait_for(lambda: engine.stats()["running"] == 2)
+        app.state.ending.expire()
+        whole, streamed = (one.result() for one in asked)
+        assert httpx.post(f"{url}/v1/completions", json=body).status_code == 503
+    assert (whole.status_code, whole.json()["error"]["code"]) == (503, "draining")
+    last = streamed.text.strip().split("\n\n")[-1].removeprefix("data: ")
+    assert json.loads(last)["error"]["code"] == "draining"
+    assert engine.stats()["kv_tokens"] == 0

@@ -1,15 +1,17 @@
+import asyncio
 import json
 import logging
 import re
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
 from maypole.engine import Engine
-from maypole.serve.app import Limits
-from tests.engine.engine_fixtures import lm_of
-from tests.serve.serve_fixtures import adapted_engine, app_of, call
+from maypole.serve.guard import Limits
+from tests.engine.engine_fixtures import TEMPLATE, lm_of
+from tests.serve.serve_fixtures import adapted_engine, app_of, call, wait_for
 
 SECRET = "the secret of the marmalade"
 
@@ -96,7 +98,7 @@ def test_unknown_routes_and_methods_have_errors_of_the_same_shape(app: Any):
     assert call(app, "GET", "/nowhere").json()["error"]["type"] == "not_found_error"
     assert call(app, "GET", "/v1/completions").status_code == 405
     assert call(app, "GET", "/docs").status_code == 404
-    assert call(app, "GET", "/openapi.json").status_code == 404
+    assert call(app, "GET", "/redoc").status_code == 404
 
 
 def test_one_of_the_keys_is_needed_except_by_probes():
@@ -109,6 +111,26 @@ def test_one_of_the_keys_is_needed_except_by_probes():
         assert answer.status_code == 200
     assert [call(app, "GET", path).status_code for path in ("/health", "/live", "/ready")] == [200] * 3
     assert [call(app, "GET", path).status_code for path in ("/metrics", "/version", "/v1/models")] == [401] * 3
+
+
+def test_a_key_has_so_many_completions_at_once_and_another_key_its_own():
+    app = app_of(keys=("first-key", "second-key"), limits=Limits(max_per_key=2))
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 20, "ignore_eos": True}
+
+    async def asked() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
+            sent = [client.post("/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"})
+                    for key in ("first-key", "first-key", "first-key", "second-key")]  # fmt: skip
+            return await asyncio.gather(*sent)
+
+    answers = asyncio.run(asked())
+    assert sorted(a.status_code for a in answers[:3]) == [200, 200, 429]
+    assert answers[3].status_code == 200
+    (refused,) = (a for a in answers if a.status_code == 429)
+    assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("key_limit", "1")
+    headers = {"Authorization": "Bearer first-key"}
+    assert call(app, "POST", "/v1/completions", json={**body, "n": 2}, headers=headers).status_code == 200
+    assert call(app, "POST", "/v1/completions", json={**body, "n": 3}, headers=headers).status_code == 400
 
 
 def test_a_foreign_host_name_is_refused(app: Any):
@@ -139,20 +161,37 @@ def test_no_prompt_and_no_key_reaches_a_log(caplog: pytest.LogCaptureFixture, mo
     assert {line["route"] for line in lines} == {"/v1/completions"}
 
 
-def test_health_fails_when_the_loop_died_and_metrics_count(monkeypatch: pytest.MonkeyPatch):
+def test_health_fails_when_the_loop_died(monkeypatch: pytest.MonkeyPatch):
     engine = Engine(lm_of())
     app = app_of(engine)
-    call(app, "POST", "/v1/completions", json={"model": "tiny", "prompt": "abc", "max_tokens": 3, "ignore_eos": True})
-    text = call(app, "GET", "/metrics").text
-    assert re.search(r'maypole_requests_total\{model="tiny",status="200"\} 1.0', text)
-    assert "maypole_generated_tokens_total 3.0" in text
     monkeypatch.setattr(type(engine._worker), "alive", False)
     assert [call(app, "GET", p).status_code for p in ("/health", "/ready", "/live")] == [503, 503, 200]
 
 
+def test_metrics_count_what_was_answered():
+    app = app_of()
+    body = {"model": "tiny", "prompt": "abc" * 20, "max_tokens": 3, "ignore_eos": True}
+    for stream in (False, True):
+        call(app, "POST", "/v1/completions", json={**body, "stream": stream})
+
+    def numbers() -> dict[str, str]:
+        return dict(re.findall(r"^maypole_([^ ]+) (\S+)$", call(app, "GET", "/metrics").text, re.MULTILINE))
+
+    wait_for(lambda: float(numbers()["step_seconds_count"]) >= 6)  # a step is counted after it told what it brought
+    found = numbers()
+    assert found['requests_total{model="tiny",status="200"}'] == "2.0"
+    assert (found["prompt_tokens_total"], found["generated_tokens_total"]) == ("122.0", "6.0")
+    assert 50 <= float(found["cached_prompt_tokens_total"]) < 61
+    assert (found["queue_seconds_count"], found["e2e_seconds_count"]) == ("2.0", "2.0")
+    assert found["ttft_seconds_count"] == "1.0"
+    assert 1 <= float(found["itl_seconds_count"]) <= 2  # tokens that come together are told together
+    assert 0 < float(found["kv_usage_ratio"]) < 1
+    assert (found["running"], found["waiting"], found["preemptions_total"]) == ("0.0", "0.0", "0.0")
+
+
 def test_draining_refuses_what_is_new(app: Any):
     app = app_of()
-    app.state.maypole.draining = True
+    app.state.ending.draining = True
     answer = call(app, "POST", "/v1/completions", json={"model": "tiny", "prompt": "x"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert call(app, "GET", "/ready").status_code == 503
@@ -175,6 +214,11 @@ def test_the_servers_tokenizer_is_at_hand(app: Any):
     ids = call(app, "POST", "/tokenize", json={"prompt": "hé"}).json()
     assert ids["count"] == 4
     assert call(app, "POST", "/detokenize", json={"tokens": ids["tokens"][1:]}).json() == {"prompt": "hé"}
+    bare = call(app, "POST", "/tokenize", json={"prompt": "hé", "add_special_tokens": False}).json()
+    assert bare["tokens"] == ids["tokens"][1:]
+    info = call(app, "GET", "/tokenizer_info").json()
+    assert (info["bos_token"], info["eos_token"], info["pad_token"]) == ("<s>", "</s>", "<pad>")
+    assert info["chat_template"] == TEMPLATE
 
 
 def test_adapters_are_models_and_answer_as_such():
