@@ -180,7 +180,7 @@ def create_app(
 
     @app.get("/openapi.json")
     async def openapi() -> Any:
-        return described(app)
+        return described(app, [name, *engine.adapters])
 
     _errors(app)
     app.add_middleware(Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining)

@@ -12,16 +12,26 @@ from maypole.serve.names import ADAPTER_NAME
 
 Text = Annotated[str, Field(max_length=256, min_length=1)]
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
+Written = Annotated[int, Field(strict=False)]
+"""A number as a key, which JSON has as text."""
 LEAST_TEMPERATURE = 1e-5
 """Below it logits divided by the temperature may overflow; the draw is greedy all the same."""
 TEMPLATE_OPTIONS_REFUSED = frozenset({"chat_template", "tokenize", "tools", "documents", "conversation"})
 """Arguments of a chat template's renderer that are no business of a client."""
 
 
-class Fields(BaseModel):
-    """Unknown fields are ignored, and named in a header; null is what leaving a field out is."""
+def _or_null(schema: dict[str, Any]) -> None:
+    """Say in a body's description that fields which may be left out may be null."""
+    for name in set(schema["properties"]) - set(schema.get("required", ())):
+        known = schema["properties"][name]
+        if {"type": "null"} not in known.get("anyOf", ()):
+            schema["properties"][name] = {"anyOf": [known, {"type": "null"}]}
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+class Fields(BaseModel):
+    """Unknown fields are ignored, and named in a header; null is what leaving a field out is; "1" is no number."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True, json_schema_extra=_or_null)
 
     @model_validator(mode="before")
     @classmethod
@@ -64,7 +74,7 @@ class Drawn(Body):
     stop_token_ids: Ids = Field(default_factory=list, max_length=64)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    logit_bias: dict[Written, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, ge=0.01, le=10)

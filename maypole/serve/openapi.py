@@ -1,5 +1,6 @@
 """What the routes take and answer, as an OpenAPI document for tools. Knows nothing about what routes do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -39,8 +40,8 @@ def takes(body: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def described(app: FastAPI) -> dict[str, Any]:
-    """The document."""
+def described(app: FastAPI, models: Sequence[str]) -> dict[str, Any]:
+    """The document, with the names of the models that are served now."""
     found = get_openapi(title="maypole", version=__version__, routes=app.routes)
     schemas: dict[str, Any] = {"Error": _ERROR}
     probes = {"/health", "/ready"}
@@ -48,6 +49,8 @@ def described(app: FastAPI) -> dict[str, Any]:
         for operation in operations.values():
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 schemas |= content["schema"].pop("$defs", {})
+                if "model" in content["schema"]["properties"]:
+                    content["schema"]["properties"]["model"] = {"enum": list(models)}
             answers = {"200": {"description": "What was asked for."}}
             errors = {s: _refusal(why) for s, why in _STATUSES.items() if not (s == "503" and path in probes)}
             sick = {"503": {"description": "Not well; `status` says why."}} if path in probes else {}

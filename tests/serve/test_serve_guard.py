@@ -32,11 +32,12 @@ def _refused(app: Any, status: int, path: str = "/v1/completions", **options: An
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("temperature", -1), ("temperature", 1e9), ("temperature", "hot"), ("max_tokens", -1), ("max_tokens", 10**400),
+        ("temperature", -1), ("temperature", 1e9), ("temperature", "0.5"), ("max_tokens", -1), ("max_tokens", 10**400),
         ("n", 0), ("n", 10**6), ("top_p", 0), ("top_p", 2), ("seed", 2**70), ("logprobs", 10**5), ("stop", ["a"] * 17),
         ("stop", [""]), ("prompt", []), ("prompt", None), ("prompt", {"a": 1}), ("logit_bias", {"1": 1e9}),
         ("logit_bias", {"x": 1}), ("stop_token_ids", [-4]), ("repetition_penalty", 0),
-        ("response_format", {"type": "x"}), ("priority", 10**9), ("min_p", -0.1), ("model", ""),
+        ("response_format", {"type": "x"}), ("priority", 10**9), ("min_p", -0.1), ("model", ""), ("max_tokens", True),
+        ("stream", 1),
     ],
 )  # fmt: skip
 def test_a_field_out_of_its_range_is_a_bad_request_that_names_it(app: Any, field: str, value: Any):
@@ -170,21 +171,21 @@ def test_health_fails_when_the_loop_died(monkeypatch: pytest.MonkeyPatch):
 
 def test_metrics_count_what_was_answered():
     app = app_of()
-    body = {"model": "tiny", "prompt": "abc" * 20, "max_tokens": 3, "ignore_eos": True}
+    body = {"model": "tiny", "prompt": "abc" * 20, "max_tokens": 40, "ignore_eos": True}
     for stream in (False, True):
         call(app, "POST", "/v1/completions", json={**body, "stream": stream})
 
     def numbers() -> dict[str, str]:
         return dict(re.findall(r"^maypole_([^ ]+) (\S+)$", call(app, "GET", "/metrics").text, re.MULTILINE))
 
-    wait_for(lambda: float(numbers()["step_seconds_count"]) >= 6)  # a step is counted after it told what it brought
+    wait_for(lambda: float(numbers()["step_seconds_count"]) >= 79)  # a step is counted after it told what it brought
     found = numbers()
     assert found['requests_total{model="tiny",status="200"}'] == "2.0"
-    assert (found["prompt_tokens_total"], found["generated_tokens_total"]) == ("122.0", "6.0")
+    assert (found["prompt_tokens_total"], found["generated_tokens_total"]) == ("122.0", "80.0")
     assert 50 <= float(found["cached_prompt_tokens_total"]) < 61
     assert (found["queue_seconds_count"], found["e2e_seconds_count"]) == ("2.0", "2.0")
     assert found["ttft_seconds_count"] == "1.0"
-    assert 1 <= float(found["itl_seconds_count"]) <= 2  # tokens that come together are told together
+    assert 1 <= float(found["itl_seconds_count"]) < 40  # tokens that come together are told together
     assert 0 < float(found["kv_usage_ratio"]) < 1
     assert (found["running"], found["waiting"], found["preemptions_total"]) == ("0.0", "0.0", "0.0")
 
