@@ -39,6 +39,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def peak_rss_bytes(pid: int) -> int:
+    """The most memory that a process had so far."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
 def completions(url: str, model: str, prompts: Sequence[str], new: int) -> list[dict[str, Any]]:
     """The answers to all prompts, asked for at the same time, each by a client of its own."""
 

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 Item = TypeVar("Item")
 
@@ -84,7 +85,32 @@ class Mailbox(Generic[Item]):
         return [self._items.popleft() for _ in range(len(self._items))]
 
 
+class _Calls:
+    """Calls from other threads into one loop, which is woken once for all that came in the meantime: waking is dear."""
+
+    def __init__(self) -> None:
+        self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._waking = False
+
+    def put(self, loop: asyncio.AbstractEventLoop, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._calls.append((function, args))
+        if not self._waking and not loop.is_closed():
+            self._waking = True
+            loop.call_soon_threadsafe(self._run)
+
+    def _run(self) -> None:
+        self._waking = False
+        for _ in range(len(self._calls)):
+            function, args = self._calls.popleft()
+            function(*args)
+
+
+_of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Calls] = WeakKeyDictionary()
+
+
 def call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any) -> None:
     """Call `function` in the thread of `loop`; nothing where that loop is gone."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(function, *args)
+    calls = _of_loops.get(loop)
+    if calls is None:
+        calls = _of_loops[loop] = _Calls()
+    calls.put(loop, function, args)
