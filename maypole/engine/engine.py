@@ -5,7 +5,6 @@ are stepped by a worker thread that lives while there is work. Knows nothing abo
 """
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from maypole.engine import embedding, inputs, scoring, updating
 from maypole.engine.adapters import Adapter
 from maypole.engine.detokenizer import Detokenizer
 from maypole.engine.grammar import Grammars
+from maypole.engine.mailbox import Mailbox, call_in
 from maypole.engine.prefix_tree import Ids
 from maypole.engine.private_copy import overwrite
 from maypole.engine.request import (
@@ -37,7 +37,7 @@ from maypole.engine.scheduler import Scheduler
 from maypole.engine.sequence import Sequence as Running
 from maypole.engine.sequence import cancel, result
 from maypole.engine.settings import EngineConfig
-from maypole.engine.worker import Mailbox, Worker, call_in
+from maypole.engine.worker import Turnstile, Worker
 from maypole.models.language_model import LanguageModel
 from maypole.models.loading import load
 
@@ -60,7 +60,7 @@ class Engine:
 
     def __init__(self, lm: LanguageModel, config: EngineConfig | None = None, *, owns: bool = False) -> None:
         self.config = config or EngineConfig()
-        self._lock = threading.RLock()
+        self._lock = Turnstile()
         self._worker = Worker(self._lock, lambda: self._generator().busy, self._step)
         self._scheduler: Scheduler | None = None
         self._versions: dict[str | None, int] = {None: 0}

@@ -1,11 +1,13 @@
 import asyncio
+import threading
 from contextlib import aclosing
 
 import pytest
 
 from maypole.engine import Engine, EngineConfig, Request, Sampling
+from maypole.engine.mailbox import Mailbox
 from maypole.engine.sequence import Sequence as Running
-from maypole.engine.worker import Mailbox
+from maypole.engine.worker import Turnstile
 from tests.engine.engine_fixtures import lm_of, random_ids
 
 LONG = Sampling(max_tokens=40, temperature=0.0, ignore_eos=True)
@@ -73,3 +75,23 @@ def test_a_mailbox_wakes_its_reader_once_for_all_that_came():
         return found
 
     assert asyncio.run(read()) == [[1, 2, 3], [4], [5, 6]]
+
+
+def test_who_waits_for_the_engine_comes_before_who_just_left_it():
+    lock, order = Turnstile(), []
+
+    def other() -> None:
+        with lock:
+            order.append("other")
+
+    waiting = threading.Thread(target=other)
+    with lock:
+        waiting.start()
+        while not lock._next.locked():
+            pass
+        with lock:  # its owner may
+            order.append("owner")
+    with lock:
+        order.append("owner again")
+    waiting.join()
+    assert order == ["owner", "other", "owner again"]
