@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rendering import commands, files, numbers, reference, systems, zoo
+from rendering import commands, files, http, numbers, reference, systems, zoo
 
 ROOT = Path(__file__).parent.parent
 PLACES = ("README.md", "mkdocs.yml", "docs/**/*.md", "docs/stylesheets/*.css")
@@ -22,6 +22,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "navigation": systems.navigation,
     "commands": commands.commands,
     "flags": commands.shared,
+    "http": http.http,
     "rows": reference.rows,
     "shapes": reference.shapes,
     "config": reference.config,

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from maypole.engine import Engine, Request, Sampling
+from tests.engine.engine_fixtures import TEMPLATE, lm_of
 from tests.serve.serve_fixtures import PROMPT, adapted_engine, app_of, running
 
 KEY = "the-key"
@@ -61,6 +62,25 @@ def test_the_sdk_lists_models_embeds_and_calls_an_adapter(client: openai.OpenAI)
     as_floats = client.embeddings.create(model="tiny", input=["one", "two"], encoding_format="float")
     assert as_base64.data[1].embedding == pytest.approx(as_floats.data[1].embedding)
     assert client.completions.create(model="a", prompt="x", max_tokens=2).model == "a"
+
+
+def test_the_sdk_reads_tool_calls_whole_and_streamed():
+    lm = lm_of()
+    lm.tokenizer.chat_template = "{% if tools %}[tools]{% endif %}" + TEMPLATE
+    tools: Any = [{"type": "function", "function": {"name": "rain", "parameters": {"enum": [{"mm": 3}]}}}]
+    engine = Engine(lm)
+    no_space = {str(engine.encode(space)[-1]): -100 for space in " \t\n\r"}  # of which a random model would say a lot
+    options: Any = {"model": "tiny", "messages": CHAT, "tools": tools, "tool_choice": "required", "max_tokens": 60,
+                    "logit_bias": no_space}  # fmt: skip
+    with running(app_of(engine)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        (call,) = client.chat.completions.create(**options).choices[0].message.tool_calls or ()
+        assert call.type == "function"
+        assert (call.function.name, json.loads(call.function.arguments)) == ("rain", {"mm": 3})
+        with client.chat.completions.stream(**options) as stream:
+            final = stream.get_final_completion().choices[0]
+    assert final.finish_reason == "tool_calls"
+    (streamed,) = final.message.tool_calls or ()
+    assert (streamed.function.name, json.loads(streamed.function.arguments)) == ("rain", {"mm": 3})
 
 
 def test_the_sdk_recognises_errors(client: openai.OpenAI, url: str):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 
 from maypole.models.saving import save
 from tests.engine.engine_fixtures import lm_of
+from tests.serve.serve_fixtures import wait_for
 
-LONG: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 400, "ignore_eos": True, "stream": True}
+LONG: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 1000, "ignore_eos": True, "stream": True}
 ENDLESS = {**LONG, "max_tokens": 90_000}
 
 
@@ -41,14 +43,19 @@ def served(model: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], st
 
 def test_a_stopped_server_finishes_what_is_under_way_and_logs_no_prompt(model: Path):
     with served(model, "--port", "0") as (process, url):
-        body = {**LONG, "prompt": "marmalade"}
-        with httpx.stream("POST", f"{url}/completions", json=body, timeout=30) as answer:
+        body, metrics = {**LONG, "prompt": "marmalade"}, url.removesuffix("/v1") + "/metrics"
+        with ThreadPoolExecutor() as pool, httpx.stream("POST", f"{url}/completions", json=body, timeout=30) as answer:
             lines = answer.iter_lines()
             next(lines)
+            whole = {**body, "stream": False}
+            asked = [pool.submit(httpx.post, f"{url}/completions", json=whole, timeout=30) for _ in range(4)]
+            wait_for(lambda: "maypole_running 5.0" in httpx.get(metrics).text)
             process.send_signal(signal.SIGTERM)
             said = [line for line in lines if line]
+            others = [one.result() for one in asked]
         assert said[-1] == "data: [DONE]"
         assert json.loads(said[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert [other.json()["usage"]["completion_tokens"] for other in others] == [LONG["max_tokens"]] * 4
         _, log = process.communicate(timeout=20)
         assert process.returncode == 0
     found = json.loads(log.splitlines()[-1])
