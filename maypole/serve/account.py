@@ -1,11 +1,12 @@
 """Every request is counted and logged: when, what route, which model, how it ended and how long it took.
 
-Knows nothing of what requests say.
+Its id in the log is the one in the answer's header X-Request-Id. Knows nothing of what requests say.
 """
 
 import json
 import logging
 import time
+import uuid
 from datetime import UTC, datetime
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,16 +33,17 @@ class Account:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begin, status, begun = time.monotonic(), 499, False
+        begin, status, begun, id = time.monotonic(), 499, False, uuid.uuid4().hex
         state = scope.setdefault("state", {})
 
         async def noted(message: Message) -> None:
             nonlocal status, begun
             if message["type"] == "http.response.start":
                 status, begun = message["status"], True
+                headers = [*message["headers"], (b"x-request-id", id.encode())]
                 if "warning" in state:
-                    header = (b"x-ignored-fields", state["warning"].encode("ascii"))
-                    message = {**message, "headers": [*message["headers"], header]}
+                    headers.append((b"x-ignored-fields", state["warning"].encode("ascii")))
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -57,7 +59,7 @@ class Account:
             status = state.get("status", status)
             self._metrics.requests.labels(status, model).inc()
             fields = {
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "method": scope["method"],
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "id": id, "method": scope["method"],
                 "route": getattr(route, "path", None), "status": status, "model": model,
                 "seconds": round(time.monotonic() - begin, 4),
             }  # fmt: skip

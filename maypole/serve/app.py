@@ -86,7 +86,7 @@ def create_app(
     async def embeddings(request: Request) -> Response:
         body = await body_of(Embeddings, request)
         adapter = served(body.model)
-        with queue.admitted(len(body.inputs), request):
+        with queue.admitted(1, request):
             ids = await asyncio.to_thread(lambda: [engine.encode(text) for text in body.inputs])
             embed = functools.partial(engine.embed, adapter=adapter)
             found = np.stack(await work.wait(in_parts(embed, ids), request))

@@ -154,7 +154,7 @@ class Generating:
     async def _answer(self, job: Job, stream: bool, http: HttpRequest, held: ExitStack) -> Response:
         if not stream:
             return JSONResponse(await self._whole(job, http))
-        events = self._events(job)
+        events = self._events(job, http)
         try:
             first = await self.wait(anext(events), http)  # what is refused is refused before the answer begins
         except BaseException:
@@ -186,7 +186,7 @@ class Generating:
             self.metrics.queue.observe(output.queued)
         return usage(used)
 
-    async def _events(self, job: Job) -> AsyncGenerator[bytes, None]:
+    async def _events(self, job: Job, http: HttpRequest) -> AsyncGenerator[bytes, None]:
         """Every event of a streamed answer; an error after the first is told as an event."""
         begin = last = time.monotonic()
         form, told, started = job.form, dict[int, Telling](), False
@@ -208,8 +208,11 @@ class Generating:
         except Exception as error:
             if not started:
                 raise
-            log.error("a stream failed: %s", type(error).__name__)
-            yield event(_told(error).document)
+            told_error = _told(error)
+            if told_error.status == 500:
+                log.error("a stream failed: %s", type(error).__name__)
+            http.state.status = told_error.status
+            yield event(told_error.document)
             return
         self.metrics.e2e.observe(time.monotonic() - begin)
         used = self._used([output for i in sorted(told) if (output := told[i].output)], job.n)

@@ -120,12 +120,12 @@ class Queue:
         key = getattr(request.state, "key", None)
         most, each = self._limits.max_queue, self._limits.max_per_key
         if count > most:
-            raise ApiError(400, f"{count} completions in one request; at most {most}")
+            raise ApiError(400, f"one request may ask for {most} completions at most")
         if self.active - self._running() + count > most:
             raise ApiError(429, f"the queue is full ({most} completions wait)", code="queue_full")
         if key is not None and each is not None and self._of[key] + count > each:
             if count > each:
-                raise ApiError(400, f"{count} completions in one request; at most {each} of a key")
+                raise ApiError(400, f"one key may ask for {each} completions at most")
             raise ApiError(429, f"this key has {each} completions under way already", code="key_limit")
         self.active += count
         if key is not None:

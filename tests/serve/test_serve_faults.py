@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -166,6 +167,29 @@ def test_who_leaves_in_the_middle_is_counted_and_logged_as_gone(caplog: pytest.L
     assert [line["status"] for line in lines if line["route"] == "/v1/completions"].count(499) == 2
 
 
+def test_a_storm_of_clients_that_leave_at_any_moment_leaves_nothing_behind():
+    engine = Engine(lm_of(max_position_embeddings=4096), EngineConfig(max_seqs=8))
+    body = {**LONG, "max_tokens": 2000}
+
+    async def leaves(client: httpx.AsyncClient, i: int) -> None:
+        asked = {**body, "stream": i % 3 > 0, "n": 1 + i % 2, "prompt": "abc" * (i % 5 + 1)}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.002 * i), client.stream("POST", "/v1/completions", json=asked) as answer:
+                async for _ in answer.aiter_raw():
+                    pass
+
+    async def storm(url: str) -> list[int]:
+        async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=None), timeout=60) as client:
+            await asyncio.gather(*(leaves(client, i) for i in range(120)))
+            after = [client.post("/v1/completions", json={**body, "max_tokens": 2}) for _ in range(200)]
+            return [answer.status_code for answer in await asyncio.gather(*after)]
+
+    with running(app_of(engine, limits=Limits(max_queue=200))) as url:
+        assert asyncio.run(storm(url)) == [200] * 200
+        stats = engine.stats()
+    assert (stats["running"], stats["waiting"], stats["kv_tokens"]) == (0, 0, 0)
+
+
 def test_a_client_that_does_not_say_what_it_wants_is_not_waited_for():
     app = app_of(limits=Limits(read_timeout=0.2))
     with running(app, header_timeout=0.2) as url:
@@ -212,4 +236,5 @@ def test_what_is_not_done_when_the_server_must_end_is_told_so():
     assert (whole.status_code, whole.json()["error"]["code"]) == (503, "draining")
     last = streamed.text.strip().split("\n\n")[-1].removeprefix("data: ")
     assert json.loads(last)["error"]["code"] == "draining"
+    assert call(app, "GET", "/metrics").text.count('status="503"} 2.0') == 1  # whole and streamed
     assert engine.stats()["kv_tokens"] == 0

@@ -160,6 +160,7 @@ def test_no_prompt_and_no_key_reaches_a_log(caplog: pytest.LogCaptureFixture, mo
     lines = [json.loads(r.getMessage()) for r in caplog.records if r.getMessage().startswith("{")]
     assert [line["status"] for line in lines] == [200, 400, 400, 400, 200, 500]
     assert {line["route"] for line in lines} == {"/v1/completions"}
+    assert lines[-1]["id"] == answer.headers["x-request-id"]
 
 
 def test_health_fails_when_the_loop_died(monkeypatch: pytest.MonkeyPatch):
