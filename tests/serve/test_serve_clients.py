@@ -10,7 +10,7 @@ import pytest
 
 from maypole.engine import Engine, Request, Sampling
 from tests.engine.engine_fixtures import TEMPLATE, lm_of
-from tests.serve.serve_fixtures import PROMPT, adapted_engine, app_of, running
+from tests.serve.serve_fixtures import PROMPT, adapted_engine, app_of, call, events_of, running
 
 KEY = "the-key"
 CHAT: Any = [{"role": "user", "content": "hi"}]
@@ -73,14 +73,31 @@ def test_the_sdk_reads_tool_calls_whole_and_streamed():
     options: Any = {"model": "tiny", "messages": CHAT, "tools": tools, "tool_choice": "required", "max_tokens": 60,
                     "logit_bias": no_space}  # fmt: skip
     with running(app_of(engine)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        (call,) = client.chat.completions.create(**options).choices[0].message.tool_calls or ()
-        assert call.type == "function"
-        assert (call.function.name, json.loads(call.function.arguments)) == ("rain", {"mm": 3})
+        (made,) = client.chat.completions.create(**options).choices[0].message.tool_calls or ()
+        assert made.type == "function"
+        assert (made.function.name, json.loads(made.function.arguments)) == ("rain", {"mm": 3})
         with client.chat.completions.stream(**options) as stream:
             final = stream.get_final_completion().choices[0]
     assert final.finish_reason == "tool_calls"
     (streamed,) = final.message.tool_calls or ()
     assert (streamed.function.name, json.loads(streamed.function.arguments)) == ("rain", {"mm": 3})
+
+
+def test_every_answer_is_what_the_sdks_types_say(engine: Engine):
+    """The SDK itself checks nothing of what it gets; the null that an echo begins with is not in its types."""
+    app, drawn = app_of(engine), {"model": "tiny", "max_tokens": 4, "n": 2}
+    chat = {**drawn, "messages": CHAT, "logprobs": True, "top_logprobs": 2}
+    text = {**drawn, "prompt": [PROMPT, "b"], "logprobs": 1}
+    for path, body, kind in (
+        ("/v1/chat/completions", chat, openai.types.chat.ChatCompletion),
+        ("/v1/completions", text, openai.types.Completion),
+        ("/v1/embeddings", {"model": "tiny", "input": ["a", "b"]}, openai.types.CreateEmbeddingResponse),
+    ):
+        kind.model_validate_json(call(app, "POST", path, json=body).content, strict=True)
+    for event in events_of(app, "/v1/chat/completions", {**chat, "stream_options": {"include_usage": True}}):
+        openai.types.chat.ChatCompletionChunk.model_validate_json(json.dumps(event), strict=True)
+    for card in call(app, "GET", "/v1/models").json()["data"]:
+        openai.types.Model.model_validate(card, strict=True)
 
 
 def test_the_sdk_recognises_errors(client: openai.OpenAI, url: str):
