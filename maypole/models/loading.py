@@ -29,7 +29,7 @@ from maypole.core.seeds import derive
 from maypole.models.adapters import adapter_config, load_adapter, own_randomness
 from maypole.models.hub import is_hub_id, local
 from maypole.models.language_model import LanguageModel
-from maypole.models.quantized import Quantization, check_quantization, keep_as_read, settings
+from maypole.models.quantized import Quantization, check_quantization, multiply_exactly, settings
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def load(
     else:
         held = {"quantization_config": settings(quantization, run), "device_map": {"": where}}
         model = _weights(path, name, task, config, run, trust_remote_code, **held).eval()
-        keep_as_read(model)
+        multiply_exactly(model)
     from_hub = is_hub_id(name)
     fingerprint = path.name if from_hub else identity(path)
     if quantization and fingerprint:
