@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maypole.engine.request import Sampling
-from maypole.serve.guard import ApiError
+from maypole.serve.guard import ApiError, decoded
 from maypole.serve.names import ADAPTER_NAME
 
 Text = Annotated[str, Field(max_length=256, min_length=1)]
@@ -282,7 +282,21 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
         content = "".join(map(str, texts))
     if not (isinstance(content, str) or (content is None and message.get("tool_calls"))):
         raise ValueError("content is not text")
-    return {**message, "content": content or ""}
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise ValueError("tool_calls are no list")
+    return {**message, "content": content or "", **({"tool_calls": list(map(_called, calls))} if calls else {})}
+
+
+def _called(call: Any) -> dict[str, Any]:
+    """A call made earlier, its arguments as an object: clients send them as text, templates write them themselves."""
+    try:
+        function = call["function"]
+        given = function["arguments"]
+        arguments = decoded(given) if isinstance(given, str) else given
+        return {**call, "function": {**function, "name": str(function["name"]), "arguments": arguments}}
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError("tool_calls need a function with a name and arguments in JSON") from error
 
 
 Kind = TypeVar("Kind", bound=BaseModel)

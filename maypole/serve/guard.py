@@ -76,8 +76,7 @@ async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     except TimeoutError:
         raise ApiError(408, f"the body did not come within {limits.read_timeout:g} seconds", code="timeout") from None
     try:
-        document = json.loads(body, parse_constant=_no_number)
-        json.dumps(document, ensure_ascii=False).encode()
+        document = decoded(body)
     except UnicodeError as error:
         raise ApiError(400, "the body has text that is not Unicode (a lone surrogate or wrong UTF-8)") from error
     except RecursionError as error:
@@ -86,6 +85,13 @@ async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
         raise ApiError(400, "the body is not valid JSON") from error
     if not isinstance(document, dict):
         raise ApiError(400, "the body is not a JSON object")
+    return document
+
+
+def decoded(text: str | bytes | bytearray) -> Any:
+    """JSON; ValueError where it is none, has numbers that JSON has not, or text that is not Unicode."""
+    document = json.loads(text, parse_constant=_no_number)
+    json.dumps(document, ensure_ascii=False).encode()
     return document
 
 

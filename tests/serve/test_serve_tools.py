@@ -165,3 +165,27 @@ def test_tools_need_a_template_that_has_them_and_a_choice_among_them(engine: Eng
         refused = call(app, "POST", "/v1/chat/completions", json=wrong)
         assert refused.status_code == 400
         assert refused.json()["error"]["param"].startswith(param)
+
+
+def test_a_call_and_its_result_go_back_through_the_template_with_arguments_as_an_object():
+    lm = lm_of()
+    lm.tokenizer.chat_template = (
+        "{{ tools | length }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    )
+    engine = Engine(lm)
+    made = {"id": "call_1", **TO_OSLO}
+    talk = [
+        {"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": [made]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+    ]  # fmt: skip
+    body = {"model": "tiny", "messages": talk, "tools": [WEATHER], "max_tokens": 1}
+    answer = call(app_of(engine), "POST", "/v1/chat/completions", json=body).json()
+    rendered = '1[user]hi[assistant]weather{"city": "Oslo"}[tool]rain'
+    assert answer["usage"]["prompt_tokens"] == len(engine.tokenizer.encode(rendered, add_special_tokens=False))
+    arguments = ("{", '{"a": "\\ud800"}', "[NaN]", "[" * 100_000)
+    calls = [{"function": {"name": "f", "arguments": text}} for text in arguments]
+    for wrong in (*([c] for c in calls), [{"function": {"arguments": "{}"}}], ["f"], [{}], 5, {"a": 1}):
+        talk[1]["tool_calls"] = wrong
+        refused = call(app_of(engine), "POST", "/v1/chat/completions", json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
