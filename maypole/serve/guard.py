@@ -64,8 +64,13 @@ class ApiError(Exception):
 def from_user_error(error: UserError) -> ApiError:
     """What the engine refused, as a bad request."""
     if isinstance(error, ConfigError):
-        return ApiError(400, f"{error.field}: {error.what}; accepted: {error.accepted}", error.field)
-    return ApiError(400, error.message)
+        return ApiError(400, f"{error.field}: {_short(error.what)}; accepted: {_short(error.accepted)}", error.field)
+    return ApiError(400, _short(error.message))
+
+
+def _short(text: str) -> str:
+    """What quotes a long value says enough with its ends."""
+    return text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"
 
 
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:

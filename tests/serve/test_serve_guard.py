@@ -75,6 +75,13 @@ def test_what_the_engine_refuses_is_a_bad_request_streamed_or_not(app: Any, extr
     assert plain["type"] == "invalid_request_error"
 
 
+def test_an_error_is_short_however_long_what_it_is_about(app: Any):
+    schema = {"type": "nonsense", "enum": ["a" * 100_000]}
+    wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
+    error = _refused(app, 400, json={"model": "tiny", "prompt": "a", "response_format": wanted})
+    assert len(error["message"]) < 2000
+
+
 def test_a_long_body_is_refused_whether_or_not_it_says_its_length():
     app = app_of(limits=Limits(max_body_bytes=1000))
     body = json.dumps({"model": "tiny", "prompt": "a" * 10_000_000}).encode()
