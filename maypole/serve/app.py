@@ -64,6 +64,8 @@ def create_app(
         raise ApiError(404, "no such model is served; see /v1/models", "model", "model_not_found")
 
     async def body_of(kind: Any, request: Request) -> Any:
+        if not engine.alive:
+            raise ApiError(503, "the engine's loop died; the server must be started again", code="unhealthy")
         body, unknown = parsed(kind, await read_json(request, limits))
         if unknown:
             # A header is one line of ASCII, whatever the names are.

@@ -175,6 +175,8 @@ def test_health_fails_when_the_loop_died(monkeypatch: pytest.MonkeyPatch):
     app = app_of(engine)
     monkeypatch.setattr(type(engine._worker), "alive", False)
     assert [call(app, "GET", p).status_code for p in ("/health", "/ready", "/live")] == [503, 503, 200]
+    error = _refused(app, 503, json={"model": "tiny", "prompt": "a"})
+    assert error["code"] == "unhealthy"  # at once, not after the time that an answer may take
 
 
 def test_metrics_count_what_was_answered():
