@@ -77,8 +77,8 @@ class _Int8Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (gradient,) = gradients
-        return (gradient @ _weight(*ctx.saved_tensors, gradient.dtype)).to(ctx.dtype), None, None
+        (gradient,), (numbers, scales) = gradients, ctx.saved_tensors
+        return (gradient @ _weight(numbers, scales, gradient.dtype)).to(ctx.dtype), None, None
 
 
 def _weight(numbers: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
