@@ -200,17 +200,21 @@ def _write_rope(writer: Any, config: Any, name: str) -> None:
     if kind == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    elif kind == "yarn" and rope.get("factor") and rope.get("truncate", True):
+    elif kind == "yarn" and _is_yarn_of_llama_cpp(rope):
         _, attention = ROPE_INIT_FUNCTIONS["yarn"](config)
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        writer.add_rope_scaling_yarn_beta_fast(rope.get("beta_fast") or 32)
-        writer.add_rope_scaling_yarn_beta_slow(rope.get("beta_slow") or 1)
         # llama.cpp multiplies what is written here by the usual factor
-        writer.add_rope_scaling_yarn_attn_factor(attention / (1 + 0.1 * math.log(rope["factor"])))
+        writer.add_rope_scaling_attn_factors(attention / (1 + 0.1 * math.log(rope["factor"])))
     elif kind not in ("default", "llama3"):
         raise UserError(f"llama.cpp cannot rotate positions as {rope} says", name, "default, linear, yarn, llama3")
+
+
+def _is_yarn_of_llama_cpp(rope: dict[str, Any]) -> bool:
+    """Whether these are the settings that llama.cpp reads for our families, the others as it takes them for granted."""
+    usual = (rope.get("beta_fast") or 32) == 32 and (rope.get("beta_slow") or 1) == 1 and rope.get("truncate", True)
+    return bool(usual and rope.get("factor"))
 
 
 def _rope_factors(config: Any, arch: str) -> torch.Tensor:

@@ -204,9 +204,10 @@ def _space_prefix(whole: dict[str, Any]) -> bool:
     """Whether a text begins with a space; the two ways in which SentencePiece's spaces are written in tokenizers."""
     before, after = _steps(whole.get("normalizer")), _steps(whole.get("pre_tokenizer"))
     if not before and len(after) == 1 and after[0]["type"] == "Metaspace" and not after[0].get("split", True):
-        if after[0]["prepend_scheme"] == "first":
-            log.warning("llama.cpp puts a space after special tokens inside a text too")
-        return after[0]["prepend_scheme"] != "never"
+        if after[0]["prepend_scheme"] == "never":
+            return False
+        log.warning("llama.cpp puts a space before texts that begin with one, and after special tokens, too")
+        return True
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     if not after and before and before[-1] == spaces:
         if len(before) == 1:

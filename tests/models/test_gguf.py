@@ -69,7 +69,15 @@ def sentencepiece(**options) -> LlamaTokenizer:
     vocab = {t: i for i, t in enumerate(["<unk>", "<s>", "</s>", *BYTES, *learnt])}
     pairs = [(t[:i], t[i:]) for t in learnt for i in range(1, len(t)) if t[:i] in vocab and t[i:] in vocab]
     made = LlamaTokenizer(vocab=vocab, merges=pairs, **options)
-    made.add_tokens(["<|user|>"])
+    made.add_tokens([AddedToken("<|user|>", normalized=False)])
+    return made
+
+
+def with_a_space_before_every_text() -> LlamaTokenizer:
+    """As SentencePiece does it; transformers' Llama tokenizer leaves texts that begin with one alone."""
+    made = sentencepiece()
+    made._tokenizer.pre_tokenizer = None
+    made._tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     return made
 
 
@@ -80,7 +88,7 @@ TOKENIZERS = {
     "smaug-bpe": lambda: splitting(LLAMA3),
     "qwen2": lambda: splitting(QWEN2, normalizer=normalizers.NFC()),
     "tekken": lambda: splitting(TEKKEN, ignore_merges=True),
-    "default": sentencepiece,
+    "default": with_a_space_before_every_text,
 }
 """llama.cpp's name for a way of splitting text -> a tokenizer that splits so; "default" is SentencePiece's."""
 
@@ -174,6 +182,16 @@ def test_the_way_a_tokenizer_splits_text_is_found_by_its_parts(tmp_path, pre):
     assert fields(tmp_path / "m.gguf")["tokenizer.ggml.pre"] == pre
 
 
+def test_where_llama_cpp_puts_spaces_that_a_tokenizer_does_not_is_said(tmp_path, caplog):
+    export_gguf(tiny("llama", sentencepiece()), tmp_path / "m.gguf")
+    assert "llama.cpp puts a space before texts that begin with one" in caplog.text
+    assert fields(tmp_path / "m.gguf")["tokenizer.ggml.add_space_prefix"] is True
+    caplog.clear()
+    export_gguf(tiny("llama", sentencepiece(add_prefix_space=False)), tmp_path / "none.gguf")
+    assert caplog.text == ""
+    assert fields(tmp_path / "none.gguf")["tokenizer.ggml.add_space_prefix"] is False
+
+
 def test_tokens_around_a_text_are_found_by_what_the_tokenizer_does(tmp_path):
     made = TOKENIZERS["gpt-2"]()
     made._tokenizer.post_processor = processors.TemplateProcessing(
@@ -253,6 +271,7 @@ LLAMA3_ROPE = {
         ("qwen2", {"rope_parameters": LLAMA3_ROPE}, "no rotary embedding of type llama3"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "cannot rotate"),
         ("llama", {"rope_parameters": YARN | {"truncate": False}}, "cannot rotate"),
+        ("qwen2", {"rope_parameters": YARN | {"beta_fast": 16.0}}, "cannot rotate"),
         ("llama", {"eos_token_id": None}, "no token ends its texts"),
         ("llama", {"vocab_size": 300}, "its model 300 embeddings"),
     ],
@@ -353,7 +372,7 @@ def _greedy(lm: LanguageModel, ids: list[int], count: int) -> list[int]:
         ("llama", {"rope_parameters": LLAMA3_ROPE}),
         ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
         ("llama", {"rope_parameters": YARN}),
-        ("qwen3", {"rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 16.0}}),
+        ("qwen3", {"rope_parameters": YARN | {"attention_factor": 1.3}}),
     ],
 )
 def test_llama_cpp_continues_a_prompt_by_the_same_greedy_tokens(tmp_path, tokenizer, family, changes):
@@ -365,9 +384,9 @@ def test_llama_cpp_continues_a_prompt_by_the_same_greedy_tokens(tmp_path, tokeni
     assert [next(stream) for _ in range(40)] == _greedy(lm, prompt, 40)
 
 
-@pytest.mark.parametrize("pre", TOKENIZERS)
+@pytest.mark.parametrize("pre", [*TOKENIZERS, "no space before"])
 def test_llama_cpp_makes_the_same_tokens_of_awkward_texts(tmp_path, pre):
-    tokenizer = TOKENIZERS[pre]()
+    tokenizer = TOKENIZERS[pre]() if pre in TOKENIZERS else sentencepiece(add_prefix_space=False)
     export_gguf(tiny("llama", tokenizer), tmp_path / "m.gguf")
     llama = _llama_cpp(tmp_path / "m.gguf")
     for text in TEXTS:
