@@ -348,7 +348,7 @@ def test_the_command_merges_an_adapter_and_writes_one_file(tmp_path, tokenizer, 
 
 
 def _llama_cpp(path: Path):
-    library = pytest.importorskip("llama_cpp", reason="llama.cpp is not here: pip install 'maypole[bench]'")
+    library = pytest.importorskip("llama_cpp", reason="llama.cpp is not here: pip install llama-cpp-python")
     exact = library.GGML_TYPE_F32
     return library.Llama(str(path), n_ctx=256, n_threads=1, verbose=False, type_k=exact, type_v=exact)
 
