@@ -66,6 +66,11 @@ def quantization_of(module: nn.Module, *, recurse: bool = True) -> Quantization 
     return next((_PARAMETERS[name] for name in names if name in _PARAMETERS), None)
 
 
+def count(module: nn.Module) -> int:
+    """How many numbers the parameters of `module` stand for; four bits lie two to a byte."""
+    return sum(p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in module.parameters())
+
+
 class _Int8Product(torch.autograd.Function):
     """x W^T. x: (..., d_in), W = numbers (d_out, d_in) * scales (d_out,) / 127, which is made anew for the gradient."""
 

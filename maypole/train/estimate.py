@@ -18,6 +18,7 @@ from maypole.models.attention import packed_execution
 from maypole.models.forward import packed_hidden
 from maypole.models.head import CHUNK, head_of, weighted_logprobs
 from maypole.models.language_model import LanguageModel
+from maypole.models.quantized import count
 from maypole.train.batch import pack
 from maypole.train.precision import KEPT_CODE_BYTES, Arithmetic, autocast, masters
 from maypole.train.source import Source
@@ -86,7 +87,7 @@ def estimate(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> Estimat
     recomputed = 4 / 3 if plan["gradient_checkpointing"] else 1.0
     seconds = tokens * trial(lm, source, plan["precision"]).seconds_per_token * recomputed
     return Estimate(
-        trainable, sum(p.numel() for p in parameters), source.steps, tokens, padded / int(sample.sum()),
+        trainable, count(lm.model), source.steps, tokens, padded / int(sample.sum()),
         store.unshared_tokens / store.tokens, peak_memory(lm, source, plan), seconds, plan["precision"], store.dropped,
     )  # fmt: skip
 
@@ -145,7 +146,7 @@ def trial(lm: LanguageModel, source: Source, arithmetic: Arithmetic) -> Trial:
 
 def _tried(lm: LanguageModel, store: TokenStore, arithmetic: Arithmetic) -> Trial:
     there = torch.cuda.memory_allocated(lm.device) if lm.device.type == "cuda" else _resident()
-    weights = sum(p.numel() for p in lm.model.parameters())
+    weights = count(lm.model)
     wanted = min(max(TRIAL_OPERATIONS // (6 * weights), 64), 384)
     rows = np.random.default_rng(0).permutation(len(store))
     rows = rows[: 1 + int(np.searchsorted(np.cumsum(store.lengths_of(rows)), wanted))]

@@ -57,6 +57,11 @@ def test_eight_bits_take_a_quarter_of_the_memory_and_four_an_eighth_of_what_is_h
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_parameters_are_counted_as_the_numbers_that_they_stand_for(base, kind):
+    assert quantized.count(load(base, quantization=kind).model) == load(base).model.num_parameters()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
 def test_products_are_those_of_the_numbers_that_the_weights_stand_for(make, kind, family):
     path = make(family, **({"n_embd": 64} if family == "gpt2" else WIDE))
