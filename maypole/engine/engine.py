@@ -16,6 +16,7 @@ import torch
 
 from maypole.core.errors import UnsupportedCapability, UserError
 from maypole.engine import embedding, inputs, scoring, updating
+from maypole.engine.adapter_files import Base, Limits
 from maypole.engine.adapters import Adapter
 from maypole.engine.detokenizer import Detokenizer
 from maypole.engine.grammar import Grammars
@@ -272,8 +273,8 @@ class Engine:
                 self._take_from(source)
             else:
                 known = self._adapters.get(adapter)
-                self._adapters[adapter] = updating.adapter_from(source, adapter, self._runner.module, known)
-                self._runner.lanes.prepare(self._adapters[adapter])
+                base, limits = Base(self._runner.module, self.lm.name), Limits.of(self.config.adapters)
+                self._adapters[adapter] = updating.adapter_from(source, adapter, base, limits, known)
             self._updates += 1
             self._versions[adapter] = self._updates
             return self._updates
@@ -310,8 +311,6 @@ class Engine:
         self._bounds = self.config.resolved(cuda=cuda, free_bytes=free)
         runner = Runner(lm.model, replaced, fast_path=self.config.fast_path)
         adapters = {**self._adapters, **updating.adapters_of(lm, runner)}
-        for adapter in adapters.values():
-            runner.lanes.prepare(adapter)
         runner.repack(self._bounds.repack_bytes, lm.model if owns else None)
         self.lm, self._runner, self._adapters, self._owns = lm, runner, adapters, owns
         self._default = updating.default_adapter(lm)

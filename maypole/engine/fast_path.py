@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maypole.engine.adapters import Lanes
+from maypole.engine.lanes import Lanes
 from maypole.engine.repacked import Product, Repacker
 from maypole.models.attention import AttentionSpec, Plan
 from maypole.models.block_views import Block, blocks

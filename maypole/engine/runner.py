@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from maypole.core.errors import UnsupportedModel
-from maypole.engine.adapters import Adapter, Lanes
+from maypole.engine.adapters import Adapter
 from maypole.engine.fast_path import FAMILIES, FastPath, understands
 from maypole.engine.kv_memory import KVMemory
+from maypole.engine.lanes import Lanes
 from maypole.engine.moved_weights import MovedWeights, check_at_home
 from maypole.engine.plans import Probe, TreePlan, tree_plan
 from maypole.engine.prefix_tree import Ids, PrefixTree, prefix_tree
@@ -192,6 +193,7 @@ class Runner:
         piece's result then does not depend on which others come along.
         """
         plan = step_plan(pieces, self.device, whole_rows=alike > 0)
+        self.lanes.alone = alike > 0
         tokens = torch.from_numpy(np.concatenate(ids)).to(self.device)
         owner = np.repeat([id(a) for a in adapters], [p.count for p in pieces])
         segments = self._segments(owner, adapters)

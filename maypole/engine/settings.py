@@ -2,12 +2,42 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from maypole.core.errors import ConfigError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """Where adapters may come from, and how many may be at work.
+
+    `roots` are directories whose subdirectories are adapters of those names; `hub` also takes hub ids. An adapter of a
+    rank above `max_rank` or of more than `max_bytes` is refused. Up to `max_active` adapters of `max_bytes` in all take
+    part in batches (the device tier), and on accelerators up to `host_bytes` more wait in the host's memory; the others
+    are read when a request names them. Where those asked for do not all fit, each has a turn of `cycle_time` seconds.
+    """
+
+    roots: tuple[str | Path, ...] = ()
+    hub: bool = False
+    max_active: int = 64
+    max_rank: int = 256
+    max_bytes: int | str = "1GiB"
+    host_bytes: int | str = "4GiB"
+    cycle_time: float = 2.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roots", tuple(Path(root) for root in self.roots))
+        for name in ("max_active", "max_rank"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "a whole number above 0")
+        if not self.cycle_time >= 0:
+            raise ConfigError("cycle_time", self.cycle_time, "seconds, 0 or more")
+        parse_bytes("max_bytes", self.max_bytes)
+        parse_bytes("host_bytes", self.host_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +52,7 @@ class EngineConfig:
     computes Llama, Mistral, Qwen2 and Qwen3 in fewer operations than their own modules: "auto" does so on CPUs, True
     everywhere and is an error for other families, False nowhere.
     `deterministic` makes every number the same to the bit whatever else runs, at the price of sharing nothing and of
-    forwards of a fixed size.
+    forwards of a fixed size. `adapters` bounds those that requests may name.
     """
 
     max_seqs: int | Literal["auto"] = "auto"
@@ -32,6 +62,7 @@ class EngineConfig:
     repack_bytes: int | str = "1GiB"
     fast_path: bool | Literal["auto"] = "auto"
     deterministic: bool = False
+    adapters: AdapterConfig = field(default_factory=AdapterConfig)
 
     def __post_init__(self) -> None:
         for name in ("max_seqs", "max_batch_tokens"):

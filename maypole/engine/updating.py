@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from maypole.core.errors import UnsupportedCapability, UserError
-from maypole.engine.adapters import Adapter, from_directory, from_model, from_tensors
+from maypole.engine.adapter_files import Base, Limits, from_directory
+from maypole.engine.adapters import Adapter, from_model, from_tensors
 from maypole.engine.runner import Runner
 from maypole.models.language_model import FOLLOW, LanguageModel
 from maypole.models.loading import load
@@ -32,13 +33,14 @@ def adapters_of(lm: LanguageModel, runner: Runner) -> dict[str, Adapter]:
     return {name: from_model(lm.model, name, runner.module) for name in lm.adapters}
 
 
-def adapter_from(source: Any, name: str, into: nn.Module, known: Adapter | None) -> Adapter:
-    """Adapter `name` from a LanguageModel, a PEFT model, a state dict or a directory.
+def adapter_from(source: Any, name: str, base: Base, limits: Limits, known: Adapter | None) -> Adapter:
+    """Adapter `name` from a LanguageModel, a PEFT model, a state dict or a directory, for `base`.
 
     `known` is the adapter it replaces; a state dict takes its settings from there.
     """
+    into = base.module
     if isinstance(source, str | Path):
-        return from_directory(source, name, into)
+        return from_directory(source, name, base, limits)
     if isinstance(source, Mapping):
         if known is None:
             raise UserError(f"a state dict alone cannot make the new adapter {name!r}", expected="its directory")
