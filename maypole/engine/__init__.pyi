@@ -8,10 +8,12 @@ from .request import Sampling as Sampling
 from .request import Scored as Scored
 from .request import ScoreRequest as ScoreRequest
 from .request import Usage as Usage
+from .settings import AdapterConfig as AdapterConfig
 from .settings import EngineConfig as EngineConfig
 
 __all__ = [
     "NO_ADAPTER",
+    "AdapterConfig",
     "Chunk",
     "Engine",
     "EngineConfig",

@@ -6,10 +6,8 @@ read, and the weights are hashed as they are read, so that what was checked is w
 
 import hashlib
 import json
-import os
 import re
 import stat
-from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from maypole.core.identity import identity
 from maypole.engine.adapters import Adapter, check_config, check_layers, from_tensors, kind_of, modules_of
 from maypole.engine.settings import AdapterConfig, parse_bytes
 from maypole.models.adapters import config_class
-from maypole.models.hub import local
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CONFIG_BYTES = 2**20
@@ -54,51 +51,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A directory that holds an adapter for the base, as its header says. `stamp` changes with its files."""
+    """A directory that holds an adapter for the base, as its config and header say."""
 
     directory: Path
     config: Any
-    bytes: int
-    rank: int
-    stamp: Hashable
-
-
-def fetched(hub_id: str, where: str) -> Path:
-    """The directory of an adapter of the hub, downloaded where needed."""
-    if not _HUB_ID.fullmatch(hub_id):
-        raise UserError(f"{hub_id!r} is no hub id", where, "owner/name")
-    return local(hub_id)
-
-
-def inside(directory: Path, roots: tuple[Path, ...], where: str) -> Path:
-    """`directory` with all links followed; UserError unless it and the files in it lie in one of `roots`."""
-    try:
-        real = directory.resolve(strict=True)
-        files = [real / CONFIG, real / WEIGHTS]
-        targets = [real, *(file.resolve() for file in files)]
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError("there is no such adapter", where, "a directory with adapter_config.json") from error
-    for root in roots:
-        if all(target.is_relative_to(root.resolve()) for target in targets):
-            return real
-    raise UserError("the adapter lies outside the folders that adapters may come from", where, "a folder inside them")
-
-
-def stamp(directory: Path) -> Hashable:
-    """Equal as long as nobody has written the adapter's files again."""
-    found = []
-    for name in (CONFIG, WEIGHTS):
-        try:
-            seen = os.stat(directory / name)
-        except OSError:
-            return None
-        found.append((seen.st_ino, seen.st_size, seen.st_mtime_ns))
-    return directory, *found
 
 
 def inspect(directory: Path, base: Base, limits: Limits, where: str) -> Found:
     """What the header and the config say; UserError where that is not an adapter of `base` inside `limits`."""
-    seen = stamp(directory)
     config = _config(directory, where)
     check_config(config, where)
     _check_base(config, base, where)
@@ -124,7 +84,7 @@ def inspect(directory: Path, base: Base, limits: Limits, where: str) -> Found:
     rank = max(ranks, default=0)
     if rank > limits.max_rank:
         raise UserError(f"the adapter has rank {rank}", where, f"at most {limits.max_rank} (max_rank)")
-    return Found(directory, config, file.stat().st_size, rank, seen)
+    return Found(directory, config)
 
 
 def load(found: Found, name: str, base: Base, limits: Limits, where: str, device: torch.device) -> Adapter:

@@ -3,7 +3,6 @@
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from maypole.core.errors import ConfigError
@@ -13,31 +12,15 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """Where adapters may come from, and how many may be at work.
+    """Bounds of one adapter: of a higher rank than `max_rank`, or of more than `max_bytes`, it is refused."""
 
-    `roots` are directories whose subdirectories are adapters of those names; `hub` also takes hub ids. An adapter of a
-    rank above `max_rank` or of more than `max_bytes` is refused. Up to `max_active` adapters of `max_bytes` in all take
-    part in batches (the device tier), and on accelerators up to `host_bytes` more wait in the host's memory; the others
-    are read when a request names them. Where those asked for do not all fit, each has a turn of `cycle_time` seconds.
-    """
-
-    roots: tuple[str | Path, ...] = ()
-    hub: bool = False
-    max_active: int = 64
     max_rank: int = 256
     max_bytes: int | str = "1GiB"
-    host_bytes: int | str = "4GiB"
-    cycle_time: float = 2.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "roots", tuple(Path(root) for root in self.roots))
-        for name in ("max_active", "max_rank"):
-            if getattr(self, name) < 1:
-                raise ConfigError(name, getattr(self, name), "a whole number above 0")
-        if not self.cycle_time >= 0:
-            raise ConfigError("cycle_time", self.cycle_time, "seconds, 0 or more")
+        if self.max_rank < 1:
+            raise ConfigError("max_rank", self.max_rank, "a whole number above 0")
         parse_bytes("max_bytes", self.max_bytes)
-        parse_bytes("host_bytes", self.host_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
