@@ -1,10 +1,11 @@
 """Inference: maypole's engine beside transformers, llama.cpp and its server, in tokens per CPU second.
 
 Random Llamas of 11M (S) and 110M (L) parameters, greedy, fp32 unless a case says bf16. Mixed lengths: prompts of 16 to
-256 tokens, 46 to 200 new ones, 16 at a time; `generate` takes them in batches of 16, padded on the left. Shared prefix:
-32 requests that begin with the same 1,000 tokens. Scoring: four choices for each of 20 questions that share 300 tokens
-of examples, on the other side in a padded batch a question. Decoding: from one-token prompts, so that there is nothing
-else. Server: 32 clients that ask at once, in CPU seconds of the server.
+256 tokens, 16 at a time, new tokens a quarter of those of 64 chats with a search engine (the list in the artifact of
+Parrot, arXiv 2405.19888, figure 14) or evenly between 46 and 200; `generate` takes them in batches of 16, padded on the
+left. Shared prefix: 32 requests that begin with the same 1,000 tokens. Scoring: four choices for each of 20 questions
+that share 300 tokens of examples, on the other side in a padded batch a question. Decoding: from one-token prompts, so
+that there is nothing else. Server: 32 clients that ask at once, in CPU seconds of the server.
 
 In fp32 both sides must say the same tokens. bf16 rounds otherwise on either side: there a case is checked in fp32
 first, and `agree` is the share of equal tokens in the bf16 runs. With a prefix shorter than what follows it, with equal
@@ -29,6 +30,12 @@ from side_by_side import Arm, Case, Measured, main
 
 from maypole.engine import Engine, EngineConfig, Request, Sampling, ScoreRequest
 
+CHATS = [
+    619, 393, 183, 191, 393, 209, 212, 192, 800, 360, 192, 232, 232, 191, 351, 351, 619, 191, 393, 248, 248, 360, 360,
+    393, 209, 232, 232, 800, 360, 269, 360, 195, 800, 393, 269, 256, 232, 303, 269, 209, 251, 209, 800, 183, 800, 192,
+    393, 192, 212, 313, 800, 196, 195, 212, 195, 351, 393, 351, 232, 251, 232, 196, 351, 360,
+]  # fmt: skip
+"""Tokens of answers in figure 14 of arXiv 2405.19888."""
 SEQUENCES = 16
 """Requests that run at once where lengths are mixed."""
 LLAMA_CPP = {
@@ -75,10 +82,11 @@ def cases(quick: bool) -> list[Case]:
             needs=("llama_cpp", "gguf"),
         )  # fmt: skip
 
-    def mixed(size: str, fast: bool) -> Case:
+    def mixed(size: str, fast: bool, lengths: str = "chats") -> Case:
+        name = f"lengths of {lengths}" if lengths == "chats" else f"{lengths} lengths"
         path = "fast path" if fast else "universal path"
-        count = 32 if quick or size == "L" else 64
-        return case(f"mixed lengths, {path}", "generate", 3.0 if fast else 2.5, size, fast, work="mixed", count=count)
+        work = {"work": "mixed", "count": 32 if quick or size == "L" else 64, "lengths": lengths}
+        return case(f"{name}, {path}", "generate", 3.0 if fast else 2.5, size, fast, **work)
 
     def decoding(count: int) -> Case:
         work = {"work": "equal", "prompt": 1, "new": 128, "count": count}
@@ -113,6 +121,8 @@ def cases(quick: bool) -> list[Case]:
         return found
     return [
         *found,
+        mixed("S", fast=False, lengths="even"),
+        mixed("S", fast=True, lengths="even"),
         mixed("L", fast=False),
         mixed("L", fast=True),
         case("16 equal lengths", "generate", count=16, **equal),
@@ -196,7 +206,7 @@ def _gguf(model: Any, folder: Path, dtype: str) -> Path:
     from maypole.models.gguf import export_gguf
 
     file = folder / "model.gguf"
-    export_gguf(language_model(model), file, {"float32": "f32", "bfloat16": "bf16"}[dtype])
+    export_gguf(language_model(model), file, dtype="f32" if dtype == "float32" else "bf16")
     return file
 
 
@@ -274,7 +284,8 @@ def _work(arm: Arm) -> Work:
     count, vocabulary = arm["count"], SIZES[arm["size"]]["vocab_size"]
     if arm["work"] == "mixed":
         prompts = [_ids(draw, int(n), vocabulary) for n in draw.integers(16, 257, count)]
-        return Work(prompts, [int(n) // 4 for n in draw.integers(183, 801, count)])
+        lengths = CHATS[:count] if arm["lengths"] == "chats" else draw.integers(183, 801, count)
+        return Work(prompts, [int(n) // 4 for n in lengths])
     if arm["work"] == "prefix":
         common = _ids(draw, arm["prefix"], vocabulary)
         prompts = [common + _ids(draw, arm["tail"], vocabulary) for _ in range(count)]
