@@ -18,10 +18,10 @@ class LlamaCpp:
     """One model file and a context for `sequences` sequences of `length` tokens.
 
     `unified` keeps all sequences in one buffer, so that a copied prefix is shared; `flash` is llama.cpp's flash
-    attention.
+    attention, `exact` holds keys and values in fp32 instead of llama.cpp's usual fp16.
     """
 
-    def __init__(self, file: Path, *, sequences: int, length: int, unified: bool, flash: bool) -> None:
+    def __init__(self, file: Path, *, sequences: int, length: int, unified: bool, flash: bool, exact: bool) -> None:
         llama_cpp.llama_backend_init()
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
@@ -35,6 +35,8 @@ class LlamaCpp:
         settings.flash_attn_type = (
             llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
+        if exact:
+            settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
         settings.no_perf = True
         self._context = llama_cpp.llama_init_from_model(model, settings) if model else None
         if self._context is None:
