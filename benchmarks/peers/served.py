@@ -50,6 +50,7 @@ def completions(url: str, model: str, prompts: Sequence[str], new: int) -> list[
 
     async def one(prompt: str) -> dict[str, Any]:
         body = {"model": model, "prompt": prompt, "max_tokens": new, "temperature": 0.0}
+        body["repeat_penalty"] = 1.0  # llama.cpp's server penalises repetition unless told otherwise
         async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
             answer = await client.post(f"{url}/v1/completions", json=body)
             return answer.raise_for_status().json()
