@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 class Engine:
     """Inference over `lm`, whose module is never changed: its Parameters are shared, its adapters copied.
 
-    Requests with ``adapter=None`` run the view that `lm` is: its active adapter, or none. With `owns` the engine keeps
-    `lm` for itself, as one made by `load` does: weights move into the layout that multiplies faster instead of being
-    copied, and the module is good for its `state_dict()` only.
+    Requests with ``adapter=None`` run the view that `lm` is: its active adapter, or none. An engine made by `load` keeps
+    its model for itself: weights move into the layout that multiplies faster instead of being copied, and its module is
+    good for its `state_dict()` only.
 
     Examples
     --------
@@ -59,7 +59,10 @@ class Engine:
     >>> engine.generate([Request("Once", Sampling(max_tokens=8, temperature=0))])[0].text
     """
 
-    def __init__(self, lm: LanguageModel, config: EngineConfig | None = None, *, owns: bool = False) -> None:
+    def __init__(self, lm: LanguageModel, config: EngineConfig | None = None) -> None:
+        self._begin(lm, config, owns=False)
+
+    def _begin(self, lm: LanguageModel, config: EngineConfig | None, *, owns: bool) -> None:
         self.config = config or EngineConfig()
         self._lock = Turnstile()
         self._worker = Worker(self._lock, lambda: self._generator().busy, self._step)
@@ -79,7 +82,8 @@ class Engine:
         **options: Any,
     ) -> "Engine":
         """An engine with weights of its own. `options` are those of `models.load`, `adapters` are name -> directory."""
-        engine = cls(load(model_name_or_path, **options), config, owns=True)
+        engine = cls.__new__(cls)
+        engine._begin(load(model_name_or_path, **options), config, owns=True)
         for name, directory in (adapters or {}).items():
             engine.update(directory, name)
         return engine
