@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 class Engine:
     """Inference over `lm`, whose module is never changed: its Parameters are shared, its adapters copied.
 
-    Requests with ``adapter=None`` run the view that `lm` is: its active adapter, or none. An engine made by `load` keeps
-    its model for itself: weights move into the layout that multiplies faster instead of being copied, and its module is
+    Requests with ``adapter=None`` run the view that `lm` is: its active adapter, or none. An engine made by `load` has
+    its model to itself: weights move into the layout that multiplies faster instead of being copied, and the module is
     good for its `state_dict()` only.
 
     Examples
