@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,11 +40,12 @@ def create_app(
     limits: Limits | None = None,
     keys: tuple[str, ...] = (),
     hosts: tuple[str, ...] = LOCAL,
-    allow_dynamic: bool = False,
+    dynamic: Path | None = None,
 ) -> FastAPI:
     """The application that serves `engine` as the model `name`, and its adapters as models of their own names.
 
-    `keys` are those a client needs one of, none: no key; `hosts` are the names it may be addressed by, "*" for any.
+    `keys` are those a client needs one of, none: no key; `hosts` are the names it may be addressed by, "*" for any;
+    `dynamic` is the folder from which clients may have adapters loaded, none: they may not.
     """
     limits, created = limits or Limits(), int(time.time())
     ending = Ending(lambda: threading.Thread(target=engine.close, daemon=True).start())
@@ -144,12 +146,12 @@ def create_app(
 
     @app.post("/v1/load_lora_adapter", openapi_extra=takes(LoadAdapter))
     async def load_adapter(request: Request) -> Any:
-        if not allow_dynamic:
+        if dynamic is None:
             raise ApiError(404, "adapters cannot be loaded here; the server needs --allow-dynamic")
         body = await body_of(LoadAdapter, request)
         if body.lora_name == name:
             raise ApiError(400, "this is the base model's name", "lora_name")
-        version = await asyncio.to_thread(engine.update, body.lora_path, body.lora_name)
+        version = await asyncio.to_thread(engine.update, _inside(dynamic, body.lora_path), body.lora_name)
         return {"lora_name": body.lora_name, "version": version}
 
     def health_of(*, draining: bool) -> Response:
@@ -210,3 +212,17 @@ def _errors(app: FastAPI) -> None:
 
 def _vector(vector: np.ndarray, form: str) -> Any:
     return vector.tolist() if form == "float" else base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """The directory `path` of `folder`, wherever links lead; 400 where that is somewhere else."""
+    refused = ApiError(400, "no directory of the folder that adapters are loaded from", "lora_path")
+    try:
+        root = folder.resolve()
+        found = (root / path).resolve()
+        inside = root in found.parents and found.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a name too long, a circle of links
+        raise refused from error
+    if not inside:
+        raise refused
+    return found

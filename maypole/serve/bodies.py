@@ -182,7 +182,7 @@ class Detokenize(Fields):
 
 
 class LoadAdapter(Fields):
-    """POST /v1/load_lora_adapter: a directory on the server's disk under a name without path parts."""
+    """POST /v1/load_lora_adapter: a directory in the folder of adapters, under a name without path parts."""
 
     lora_name: str = Field(pattern=ADAPTER_NAME)
     lora_path: str = Field(min_length=1, max_length=4096)

@@ -25,7 +25,7 @@ class ServeOptions(ModelOptions):
     allowed_host: tuple[str, ...] = setting(
         (), help='names clients may use for this server, beside localhost; "*": any'
     )
-    allow_dynamic: bool = setting(False, help="let clients load adapters from this machine's disk")
+    allow_dynamic: bool = setting(False, help="let clients load and replace adapters from the folder --adapters")
     max_queue: int = setting(256, help="completions that may wait")
     max_per_key: int | None = setting(None, help="completions that one key may have under way; default: no limit")
     max_body: str = setting("4MiB", help="longest request")
@@ -48,6 +48,8 @@ class ServeOptions(ModelOptions):
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise ConfigError(field, value, "a number above 0")
+        if self.allow_dynamic and self.adapters is None:
+            raise UserError("is required with --allow-dynamic", "--adapters", "the folder that clients may load from")
         if self.drain < 0:
             raise ConfigError("drain", self.drain, "0 or more")
         if self.host in ("0.0.0.0", "::") and not self.allowed_host:
@@ -70,7 +72,7 @@ class ServeOptions(ModelOptions):
         wrong = [name for name in found if not re.fullmatch(ADAPTER_NAME, name)]
         if wrong:
             raise UserError(f"an adapter cannot be served as {wrong[0]!r}", "--adapters", "letters, digits, . _ -")
-        if not found:
+        if not found and not self.allow_dynamic:
             raise UserError("holds no adapter", f"--adapters {self.adapters}", "folders with adapter_config.json")
         return found
 
@@ -133,9 +135,8 @@ def serve(
     served = options.name or (Path(name).resolve().name if Path(name).is_dir() else name)
     if served in engine.adapters:
         raise ConfigError("name", served, "a name that no adapter has")
-    app = create_app(
-        engine, name=served, limits=limits, keys=keys, hosts=options.hosts, allow_dynamic=options.allow_dynamic
-    )
+    dynamic = options.adapters if options.allow_dynamic else None
+    app = create_app(engine, name=served, limits=limits, keys=keys, hosts=options.hosts, dynamic=dynamic)
     run(app, host=options.host, port=options.port, drain=options.drain, header_timeout=options.read_timeout)
     engine.close()
     return None
