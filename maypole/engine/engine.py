@@ -7,7 +7,6 @@ are stepped by a worker thread that lives while there is work. Knows nothing abo
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,24 +14,13 @@ import numpy as np
 import torch
 
 from maypole.core.errors import UnsupportedCapability, UserError
-from maypole.engine import embedding, inputs, scoring, updating
+from maypole.engine import embedding, scoring, updating
 from maypole.engine.adapter_files import Base, Limits
 from maypole.engine.adapters import Adapter
-from maypole.engine.detokenizer import Detokenizer
-from maypole.engine.grammar import Grammars
+from maypole.engine.intake import Intake, Listener
 from maypole.engine.mailbox import Mailbox, call_in
-from maypole.engine.prefix_tree import Ids
 from maypole.engine.private_copy import overwrite
-from maypole.engine.request import (
-    NO_ADAPTER,
-    Chunk,
-    Output,
-    Prompt,
-    Request,
-    Scored,
-    ScoreRequest,
-    is_ids,
-)
+from maypole.engine.request import NO_ADAPTER, Chunk, Output, Prompt, Request, Scored, ScoreRequest
 from maypole.engine.runner import Runner
 from maypole.engine.scheduler import Scheduler
 from maypole.engine.sequence import Sequence as Running
@@ -98,13 +86,7 @@ class Engine:
     @property
     def capabilities(self) -> frozenset[str]:
         """What this engine can do: generate, stream, structured, score, embed, classify, adapters."""
-        runner = self._runner
-        able = {"embed"}
-        if runner.head is not None and runner.packed:
-            able |= {"generate", "stream", "score"} | ({"structured"} if find_spec("llguidance") else set())
-        if hasattr(runner.module, "score") or hasattr(runner.module, "classifier"):
-            able |= {"classify"}
-        return frozenset(able | ({"adapters"} if runner.packed else set()))
+        return self._runner.capabilities
 
     @property
     def tokenizer(self) -> Any:
@@ -142,7 +124,7 @@ class Engine:
     def encode(self, prompt: Prompt | Request) -> list[int]:
         """The ids that a request, or one with this prompt, starts from."""
         request = prompt if isinstance(prompt, Request) else Request(prompt)
-        return inputs.encode(request, self.tokenizer, 0, self._runner.vocabulary).tolist()
+        return self._intake.encode(request, 0).tolist()
 
     def stats(self) -> dict[str, int]:
         """The scheduler's numbers, and the bytes of repacked weights; all 0 before the first request."""
@@ -219,7 +201,7 @@ class Engine:
         counts: list[int] = []
         for i, request in enumerate(requests):
             adapter = self._adapter(request.adapter, i)
-            found = inputs.scored(request, self.tokenizer, self.max_length, self._runner.vocabulary, i)
+            found = self._intake.scored(request, i)
             counts.append(len(found))
             items += [scoring.Scoring(ids, start, adapter) for ids, start in found]
         scored = iter(scoring.score(items, self._runner, self._bounds.max_batch_tokens, self._locked))
@@ -242,24 +224,16 @@ class Engine:
         """
         if pooling not in ("last", "mean", "cls"):
             raise UserError(f"no pooling {pooling!r}", "pooling", "last, mean or cls")
-        ids = [self._text(text, i, truncate) for i, text in enumerate(texts)]
+        ids = [self._intake.text(text, i, truncate=truncate) for i, text in enumerate(texts)]
         return embedding.embed(
-            ids,
-            self._runner,
-            self._adapter(adapter, 0),
-            pooling=pooling,
-            layer=layer,
-            normalize=normalize,
-            max_batch_tokens=self._bounds.max_batch_tokens,
-            each=self._locked,
-        )
+            ids, self._runner, self._adapter(adapter, 0), pooling=pooling, layer=layer, normalize=normalize,
+            max_batch_tokens=self._bounds.max_batch_tokens, each=self._locked,
+        )  # fmt: skip
 
     def classify(self, requests: Sequence[Request]) -> np.ndarray:
         """(n, num_labels) scores of a sequence classifier (``load(..., task="score")``) in fp32."""
         self._need("classify")
-        ids = [inputs.encode(r, self.tokenizer, i, self._runner.vocabulary) for i, r in enumerate(requests)]
-        for i, prompt in enumerate(ids):
-            inputs.check_length(len(prompt), self.max_length, i)
+        ids = [self._intake.prompt(r, i) for i, r in enumerate(requests)]
         adapters = [self._adapter(r.adapter, i) for i, r in enumerate(requests)]
         return embedding.classify(ids, adapters, self._runner, self._bounds.max_batch_tokens, self._locked)
 
@@ -279,6 +253,8 @@ class Engine:
                 known = self._adapters.get(adapter)
                 base, limits = Base(self._runner.module, self.lm.name), Limits.of(self.config.adapters)
                 self._adapters[adapter] = updating.adapter_from(source, adapter, base, limits, known)
+                if known is not None:
+                    self._runner.lanes.forget(known)
             self._updates += 1
             self._versions[adapter] = self._updates
             return self._updates
@@ -319,8 +295,7 @@ class Engine:
         self.lm, self._runner, self._adapters, self._owns = lm, runner, adapters, owns
         self._default = updating.default_adapter(lm)
         self._seen = lm.base_version if replaced is None else None
-        self._ends = inputs.end_tokens(lm)
-        self._grammars = Grammars(lm.tokenizer, runner.vocabulary, self._ends)
+        self._intake = Intake(lm, runner.vocabulary, decoder=runner.packed)
         if self._scheduler is not None:  # whoever waits in it is served by the new weights
             self._scheduler.runner, self._scheduler.bounds = runner, self._bounds
             self._scheduler.memory = runner.cache(self.config.kv_dtype, self._bounds.kv_bytes)
@@ -336,26 +311,16 @@ class Engine:
                 self._scheduler = Scheduler(self._runner, memory, self._bounds, self._bind, alone=alone)
             return self._scheduler
 
-    def _sequences(
-        self, requests: Sequence[Request], listener: Callable[[Running, Chunk], None] | None = None
-    ) -> list[Running]:
+    def _sequences(self, requests: Sequence[Request], listener: Listener | None = None) -> list[Running]:
         self._need("generate")
         scheduler = self._generator()
         made: list[Running] = []
         for i, request in enumerate(requests):
-            sampling = request.sampling
-            inputs.check_sampling(sampling, self._runner.vocabulary, i)
             self._adapter(request.adapter, i)
-            prompt = inputs.encode(request, self.tokenizer, i, self._runner.vocabulary)
-            inputs.check_length(len(prompt) + (sampling.max_tokens > 0), self.max_length, i)
-            limit = min(sampling.max_tokens, self.max_length - len(prompt))
             target = self._default if request.adapter is None else request.adapter or None
-            for index in range(sampling.n):
-                text = Detokenizer(self.tokenizer, tuple(sampling.stop), sampling.skip_special_tokens)
-                grammar = self._grammars.follower(sampling, f"request {i}")
-                sequence = Running(request, index, prompt, limit, target, self._ends, text, listener, grammar)
-                scheduler.check_fits(len(prompt), sequence.room)
-                made.append(sequence)
+            made += self._intake.sequences(request, i, target, listener)
+        for sequence in made:
+            scheduler.check_fits(len(sequence.prompt), sequence.room)
         return made
 
     def _bind(self, target: str | None) -> tuple[Adapter | None, int]:
@@ -372,26 +337,15 @@ class Engine:
             raise UserError(f"no adapter {name!r}", f"request {index}", f"adapters: {known}")
         return self._adapters[name]
 
-    def _text(self, text: str | Sequence[int], index: int, truncate: bool) -> Ids:
-        if self._runner.packed or is_ids(text):
-            ids = inputs.encode(Request(text), self.tokenizer, index, self._runner.vocabulary)
-        else:  # an encoder's own special tokens stand at both ends
-            ids = np.asarray(self.tokenizer(text, truncation=truncate, max_length=self.max_length)["input_ids"])
-        if truncate:
-            return ids[: self.max_length]
-        inputs.check_length(len(ids), self.max_length, index)
-        return ids
-
     def _need(self, capability: str) -> None:
         if capability not in self.capabilities:
             family = self._runner.module.config.model_type
             raise UnsupportedCapability(f"{family!r} loaded this way cannot {capability}", self.lm.name)
 
     def _check_base(self) -> None:
-        if self._seen is not None and self.lm.base_version != self._seen:
-            raise UserError(
-                "the base weights changed since this engine took them", self.lm.name, "engine.update(lm) first"
-            )
+        if self._seen not in (None, self.lm.base_version):
+            what = "the base weights changed since this engine took them"
+            raise UserError(what, self.lm.name, "engine.update(lm) first")
 
     def _locked(self, run: Callable[[], None]) -> None:
         with self._lock:
@@ -430,7 +384,7 @@ class Engine:
         def concerned() -> list[Running]:
             return [s for s in scheduler.begun if adapter is None or s.target == adapter]
 
-        moved = self._seen is not None and self.lm.base_version != self._seen
+        moved = self._seen not in (None, self.lm.base_version)
         if mode == "abort" or (moved and adapter is None):
             for sequence in concerned():
                 sequence.ended = "update"

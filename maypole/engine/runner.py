@@ -6,6 +6,7 @@ Decides nothing about order; knows sequences only as token ids, rows and adapter
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -99,6 +100,16 @@ class Runner:
             self.moved.give_back()
         if self.head is not None:
             self.head = head_of(self.module)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Those of the engine."""
+        able = {"embed"}
+        if self.head is not None and self.packed:
+            able |= {"generate", "stream", "score"} | ({"structured"} if find_spec("llguidance") else set())
+        if hasattr(self.module, "score") or hasattr(self.module, "classifier"):
+            able |= {"classify"}
+        return frozenset(able | ({"adapters"} if self.packed else set()))
 
     def _takes(self, wanted: bool | Literal["auto"]) -> bool:
         able = self.packed and understands(self.module)

@@ -1,5 +1,8 @@
+import gc
 import threading
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +110,18 @@ def test_an_update_leaves_other_adapters_alone_and_every_output_has_one_version(
         versions.add(sequence.output.version)
         assert sequence.output.token_ids == (fresh if sequence.output.version else old).token_ids
     assert versions == {0, 1}
+
+
+def test_an_adapter_that_was_replaced_is_let_go_of():
+    lm = with_adapters(lm_of(), "a", "b")
+    engine = Engine(lm)
+    engine.generate([Request([5, 6, 7], GREEDY, adapter=n) for n in ("a", "b")])  # both are stacked now
+    layer: Any = next(iter(engine._adapters["a"].layers.values()))
+    old = weakref.ref(layer.down)
+    del layer
+    engine.update(lm, "a")
+    gc.collect()
+    assert old() is None
 
 
 def test_an_aborting_update_ends_running_requests_of_its_target():
