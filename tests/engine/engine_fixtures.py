@@ -51,12 +51,17 @@ def with_adapters(lm: LanguageModel, *names: str) -> LanguageModel:
     model = peft.get_peft_model(lm.transformer, config, adapter_name=names[0])
     for name in names[1:]:
         model.add_adapter(name, config)
+    return replace(lm, model=far_from_zero(model))
+
+
+def far_from_zero(model: Any) -> Any:
+    """A PEFT model whose LoRA weights are drawn anew, large enough to matter."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.normal_(0.0, 0.15, generator=generator)
-    return replace(lm, model=model.eval())
+    return model.eval()
 
 
 def random_ids(lengths: list[int], seed: int = 0) -> list[list[int]]:

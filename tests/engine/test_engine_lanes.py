@@ -11,7 +11,7 @@ import torch
 from maypole.engine import NO_ADAPTER, Engine, EngineConfig, Request, Sampling, ScoreRequest, lanes
 from maypole.engine.adapters import Adapter, Lora
 from maypole.models.language_model import LanguageModel
-from tests.engine.engine_fixtures import hf_logprobs, lm_of, random_ids
+from tests.engine.engine_fixtures import far_from_zero, hf_logprobs, lm_of, random_ids
 
 GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True)
 LINEAR = {"llama": ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"], "gpt2": ["c_attn", "c_proj", "c_fc"]}
@@ -39,12 +39,7 @@ def mixed(family: str) -> LanguageModel:
             model = peft.get_peft_model(lm.transformer, config, adapter_name=name)
         else:
             model.add_adapter(name, config)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(0.0, 0.15, generator=generator)
-    return replace(lm, model=model.eval())
+    return replace(lm, model=far_from_zero(model))
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
