@@ -9,13 +9,11 @@ if TYPE_CHECKING:
 
 
 def open_engine(options: ModelOptions, *, task: str = "causal", **changes: Any) -> "Engine":
-    """An engine with weights of its own; `changes` replace fields such as ``model=`` and ``adapter=``."""
+    """An engine with weights of its own; `changes` replace fields such as ``model=``, or are further ones of `load`."""
     from maypole.engine.engine import Engine
 
-    fields = {
-        name: changes.get(name, getattr(options, name))
-        for name in ("model", "adapter", "device", "dtype", "quantization", "revision", "trust_remote_code")
-    }
+    names = ("model", "adapter", "device", "dtype", "quantization", "revision", "trust_remote_code")
+    fields = {name: getattr(options, name) for name in names} | changes
     if fields["model"] is None:
         required(options, "model")
     return Engine.load(fields.pop("model"), task=task, **fields)
