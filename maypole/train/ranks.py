@@ -4,6 +4,7 @@ What they tell each other goes over gloo, whatever their devices are; only tenso
 What ends one of them ends all, and the first speaks for them. Knows nothing about models, rows or steps.
 """
 
+import atexit
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -182,9 +183,21 @@ def join() -> Ranks:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("gloo" if cpu else None)
+        atexit.register(_leave)
     _control = dist.new_group(backend="gloo", timeout=PATIENCE)
     _joined = Ranks(dist.get_rank(), size, local, sharded, device)
     return _joined
+
+
+def _leave() -> None:
+    """Joins the groups' threads while the interpreter still stands: one that outlives it may abort the process."""
+    global _control
+    import torch.distributed as dist
+
+    _control = None
+    if dist.is_initialized():
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
 
 
 class LostProcess(MaypoleError):
