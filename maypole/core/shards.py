@@ -9,7 +9,6 @@ import os
 import pickle
 import secrets
 import signal
-import socket
 import sys
 import threading
 import time
@@ -25,9 +24,10 @@ from typing import Any
 
 from maypole.core.artifact import Artifact
 from maypole.core.atomic import fsync_directory, fsync_file, write_atomic
-from maypole.core.errors import ConfigError, MaypoleError, MissingExtra, portable
+from maypole.core.errors import ConfigError, MaypoleError, portable
 from maypole.core.identity import digest, identity
 from maypole.core.progress import track
+from maypole.core.ray_cluster import connected
 
 Setup = Callable[[], Any]
 """Makes what a worker needs for all its shards (a model, an engine); called once per worker."""
@@ -39,7 +39,6 @@ Made = Generator[tuple[str, Any], None, None]
 
 RESTARTS = 3
 """How often a worker that died on a Ray cluster is started again."""
-CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,23 +232,17 @@ def _died(name: str, how: str) -> MaypoleError:
 
 def _on_ray(address: str, setup: Setup, function: Function, todo: Mapping[str, _Job], workers: int) -> Made:
     """Results as they come from actors, one job each at a time; an actor that dies is started again."""
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtra("ray", "--ray") from error
-    with redirect_stdout(sys.stderr):  # where Ray says that a worker died; stdout is for results
-        yield from _as_actors(ray, address, setup, function, todo, workers)
+    with redirect_stdout(sys.stderr), connected(address, workers) as has:  # Ray says on stdout that a worker died
+        yield from _as_actors(has, setup, function, todo, workers)
 
 
 def _as_actors(
-    ray: Any, address: str, setup: Setup, function: Function, todo: Mapping[str, _Job], workers: int
+    has: Mapping[str, float], setup: Setup, function: Function, todo: Mapping[str, _Job], workers: int
 ) -> Made:
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(ray, address, workers)
+    import ray
+
     actors: list[Any] = []
     try:
-        has = ray.cluster_resources()
         # Each worker takes its part of the cluster: all cores' threads are used, and a GPU each where there are enough.
         part = {"num_cpus": max(1, int(has["CPU"]) // workers), "num_gpus": min(1.0, has.get("GPU", 0.0) / workers)}
         actor: Any = ray.remote(**part, max_restarts=RESTARTS, max_task_retries=RESTARTS)(_Worker)
@@ -274,20 +267,3 @@ def _as_actors(
     finally:
         for worker in actors:
             ray.kill(worker)
-        if ours:
-            ray.shutdown()
-
-
-def _connect(ray: Any, address: str, workers: int) -> None:
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options |= {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
-    options["address"] = address
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        if host:  # Ray itself waits minutes for a host that does not answer
-            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        ray.init(**options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError("ray", address, f'"local", or the address of a running cluster ({error})') from error

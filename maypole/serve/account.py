@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maypole.serve.guard import ApiError
-from maypole.serve.metrics import Metrics
+from maypole.serve.metrics import FrontMetrics, Metrics
 
 log = logging.getLogger(__name__)
 requests = logging.getLogger("maypole.serve.requests")
@@ -26,7 +26,7 @@ class Account:
     fields, and the `status` of what ended otherwise than it began (a client that left a stream: 499).
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics | FrontMetrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -186,14 +186,14 @@ def create_app(
     async def openapi() -> Any:
         return described(app, [name, *engine.adapters])
 
-    _errors(app)
+    answer_errors(app)
     app.add_middleware(Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining)
     app.add_middleware(Account, metrics=metrics)
     return app
 
 
-def _errors(app: FastAPI) -> None:
-    """Every error in OpenAI's shape."""
+def answer_errors(app: FastAPI) -> None:
+    """Have `app` answer every error in OpenAI's shape."""
 
     def handler(answer: Callable[[Any], ApiError]) -> Callable[[Request, Exception], Awaitable[Response]]:
         async def handle(request: Request, error: Exception) -> Response:

@@ -137,7 +137,7 @@ class Generating:
     async def wait(self, work: Awaitable[Result], http: HttpRequest) -> Result:
         """The result of `work`, given up when the client leaves, time is over or the server ends."""
         task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(_left(http))
+        gone = asyncio.ensure_future(left(http))
         try:
             with self.ending.expiry() as expiry:
                 await asyncio.wait(
@@ -270,6 +270,7 @@ def _ended() -> ApiError:
     return ApiError(503, "the server ended before this answer did", code="draining")
 
 
-async def _left(http: HttpRequest) -> None:
+async def left(http: HttpRequest) -> None:
+    """Returns when the client has left."""
     while (await http.receive())["type"] != "http.disconnect":
         pass

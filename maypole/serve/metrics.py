@@ -46,6 +46,36 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+class FrontMetrics:
+    """The numbers of a server whose replicas answer; `running` says how many requests each has under way."""
+
+    def __init__(self, running: Stats) -> None:
+        self._registry = CollectorRegistry()
+        on = {"registry": self._registry, "namespace": "maypole"}
+        self.requests = Counter("requests_total", "Answered requests.", ("status", "model"), **on)
+        self.lost = Counter("lost_replicas_total", "Requests under which a replica was lost.", **on)
+        self._registry.register(_OfReplicas(running))
+
+    def text(self) -> bytes:
+        """All of it."""
+        return generate_latest(self._registry)
+
+
+class _OfReplicas(Collector):
+    """What is known of the replicas that are up."""
+
+    def __init__(self, running: Stats) -> None:
+        self._running = running
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._running()
+        yield GaugeMetricFamily("maypole_replicas", "Replicas that are up.", len(now))
+        family = GaugeMetricFamily("maypole_replica_running", "Requests under way.", labels=["replica"])
+        for name, count in now.items():
+            family.add_metric([name], count)
+        yield family
+
+
 class _OfEngine(Collector):
     """What the engine itself keeps count of."""
 

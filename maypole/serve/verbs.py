@@ -1,7 +1,7 @@
 """The command that serves a model. Loads torch and the web server only when it runs."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -37,19 +37,27 @@ class ServeOptions(ModelOptions):
     max_seqs: int | None = setting(None, help="completions that run at once")
     kv_bytes: str = setting("auto", help='memory for keys and values, such as "1GiB"')
     threads: int | None = setting(None, help="CPU threads; default: as many as cores")
+    replicas: int = setting(1, help="engines that answer, each with weights of its own; several need --ray")
+    ray: str | None = setting(None, help='where the replicas run: "local" or the address of a Ray cluster')
     dry_run: bool = setting(False, help="check settings, change nothing")
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise ConfigError("port", self.port, "0 to 65535")
         for field in (
-            "max_queue", "max_per_key", "read_timeout", "max_tokens", "timeout", "stall", "max_seqs", "threads"
+            "max_queue", "max_per_key", "read_timeout", "max_tokens", "timeout", "stall", "max_seqs", "threads",
+            "replicas",
         ):
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise ConfigError(field, value, "a number above 0")
         if self.allow_dynamic and self.adapters is None:
             raise UserError("is required with --allow-dynamic", "--adapters", "the folder that clients may load from")
+        if self.replicas > 1 and self.ray is None:
+            raise UserError("is required with --replicas", "--ray", '"local", or the address of a Ray cluster')
+        if self.ray is not None and self.allow_dynamic:
+            expected = "one of them: replicas notice a replaced adapter themselves"
+            raise UserError("is not available with --ray", "--allow-dynamic", expected)
         if self.drain < 0:
             raise ConfigError("drain", self.drain, "0 or more")
         if self.host in ("0.0.0.0", "::") and not self.allowed_host:
@@ -104,10 +112,11 @@ def serve(
 
         maypole serve runs/adapted
         maypole serve base --adapters adapters --api-key-file keys.txt --port 8001
+        maypole serve base --replicas 2 --ray local
     """
     options = config or ServeOptions()
-    name = model or options.model or ""
-    if not name:
+    options = replace(options, model=model or options.model)
+    if not options.model:
         required(options, "model")
     adapters, keys = options.found_adapters(), options.keys()
     try:
@@ -118,25 +127,22 @@ def serve(
         raise MissingExtra("serve", "maypole serve") from error
     from maypole.engine.settings import EngineConfig, parse_bytes
 
-    engine_config = EngineConfig(max_seqs=options.max_seqs or "auto", kv_bytes=options.kv_bytes)
-    body = parse_bytes("max_body", options.max_body)
+    EngineConfig(max_seqs=options.max_seqs or "auto", kv_bytes=options.kv_bytes)
+    parse_bytes("max_body", options.max_body)
     if options.dry_run:
         return DryRun(reuses=tuple(map(str, adapters.values())))
-    from maypole.engine.opening import open_engine
-    from maypole.serve.app import create_app
-    from maypole.serve.guard import Limits
     from maypole.serve.running import run
 
-    engine = open_engine(options, model=name, config=engine_config, adapters=adapters)
-    limits = Limits(
-        max_body_bytes=body, read_timeout=options.read_timeout, max_tokens=options.max_tokens, timeout=options.timeout,
-        max_queue=options.max_queue, max_per_key=options.max_per_key, stall=options.stall,
-    )  # fmt: skip
-    served = options.name or (Path(name).resolve().name if Path(name).is_dir() else name)
-    if served in engine.adapters:
-        raise ConfigError("name", served, "a name that no adapter has")
-    dynamic = options.adapters if options.allow_dynamic else None
-    app = create_app(engine, name=served, limits=limits, keys=keys, hosts=options.hosts, dynamic=dynamic)
-    run(app, host=options.host, port=options.port, drain=options.drain, header_timeout=options.read_timeout)
+    to = {"host": options.host, "port": options.port, "drain": options.drain, "header_timeout": options.read_timeout}
+    if options.ray is not None:
+        from maypole.serve.replicas import open_front
+
+        with open_front(options, keys=keys) as front:
+            run(front, **to)
+        return None
+    from maypole.serve.opening import open_app
+
+    engine, app = open_app(options, keys=keys, hosts=options.hosts)
+    run(app, **to)
     engine.close()
     return None

@@ -1,0 +1,179 @@
+"""The routes of a server whose replicas answer elsewhere: who may ask is checked here, and the rest is passed on.
+
+What a lost replica had not begun to answer is asked of another; what it had begun ends with an error.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from maypole import __version__
+from maypole.serve.account import Account
+from maypole.serve.answers import event
+from maypole.serve.app import answer_errors
+from maypole.serve.ending import Ending
+from maypole.serve.generating import left
+from maypole.serve.guard import ApiError, Guard, Limits, Queue, read_json
+from maypole.serve.metrics import FrontMetrics
+from maypole.serve.replica import Call
+from maypole.serve.routing import chain_of
+
+log = logging.getLogger(__name__)
+
+ASKED = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+READ = ("/v1/models", "/v1/models/{model:path}", "/v1/adapters", "/tokenizer_info", "/openapi.json")
+RETRIES = 3
+"""Replicas that may be lost under one request before it fails."""
+
+Ask = Callable[[Call], AsyncGenerator[list[Message], None]]
+"""The messages of a replica's answer; `LostReplica` where it is gone."""
+Result = TypeVar("Result")
+
+
+class LostReplica(Exception):
+    """The replica that answered is gone."""
+
+
+def create_front(
+    ask: Ask,
+    *,
+    name: str,
+    limits: Limits,
+    keys: tuple[str, ...] = (),
+    hosts: tuple[str, ...],
+    running: Callable[[], Mapping[str, int]],
+) -> FastAPI:
+    """The application that has `ask` answer what is served as `name`; `running` are requests under way per replica."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    ending = app.state.ending = Ending(lambda: None)
+    metrics = FrontMetrics(running)
+    queue = Queue(limits, lambda: 0)
+
+    async def asked(request: Request) -> Response:
+        document = await read_json(request, limits)
+        body = json.dumps(document, ensure_ascii=False).encode()
+        call = Call(request.method, request.url.path, body=body, chain=chain_of(document, name))
+        return Passed(call, str(document.get("model", "")), _completions(document))
+
+    async def read(request: Request) -> Response:
+        return Passed(Call(request.method, request.url.path, request.url.query.encode()), "", 1)
+
+    class Passed(Response):
+        """An answer that a replica gives."""
+
+        def __init__(self, call: Call, model: str, count: int) -> None:
+            self._call, self._model, self._count = call, model, count
+            self.background = None
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            request = Request(scope, receive)
+
+            async def noted(message: Message) -> None:
+                if message["type"] == "http.response.start" and message["status"] == 200:
+                    request.state.model = self._model  # a label only once a replica knows it
+                await send(message)
+
+            with queue.admitted(self._count, request), ending.expiry() as expiry:
+                await _pass_on(ask, self._call, request, noted, expiry, limits.timeout, metrics)
+
+    for path in ASKED:
+        app.post(path)(asked)
+    for path in READ:
+        app.get(path)(read)
+
+    @app.get("/live")
+    async def live() -> Any:
+        return {"status": "ok"}
+
+    @app.get("/health")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok"}) if running() else JSONResponse({"status": "no replica is up"}, 503)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        return JSONResponse({"status": "draining"}, 503) if ending.draining else await health()
+
+    @app.get("/version")
+    async def version() -> Any:
+        return {"version": __version__}
+
+    @app.get("/metrics")
+    async def numbers() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    answer_errors(app)
+    app.add_middleware(Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining)
+    app.add_middleware(Account, metrics=metrics)
+    return app
+
+
+async def _pass_on(
+    ask: Ask, call: Call, request: Request, send: Send, expiry: "asyncio.Future[None]", seconds: float,
+    metrics: FrontMetrics,
+) -> None:  # fmt: skip
+    """Send what a replica answers; another is asked while nothing is sent, and later the answer ends with an error."""
+    begun, streamed = False, False
+    gone = asyncio.ensure_future(left(request))
+    end = asyncio.get_running_loop().time() + seconds + 1  # the replica's own limit comes first
+    try:
+        for attempt in range(RETRIES + 1):
+            try:
+                async with aclosing(ask(call)) as answer:
+                    while True:
+                        messages = await _first_of(anext(answer, None), gone, expiry, end)
+                        if messages is None:
+                            return
+                        for message in messages:
+                            if message["type"] == "http.response.start":
+                                streamed = (b"content-type", b"text/event-stream; charset=utf-8") in message["headers"]
+                            begun = True
+                            await send(message)
+            except LostReplica:
+                metrics.lost.inc()
+                if begun or attempt == RETRIES:
+                    raise ApiError(503, "the replica that answered is lost; ask again", code="replica_lost") from None
+    except ApiError as error:
+        if not begun:
+            raise
+        request.state.status = error.status
+        if streamed:
+            await send({"type": "http.response.body", "body": event(error.document), "more_body": False})
+        else:
+            raise
+    finally:
+        gone.cancel()
+
+
+async def _first_of(
+    work: Awaitable[Result], gone: "asyncio.Future[None]", expiry: "asyncio.Future[None]", end: float
+) -> Result:
+    """The result of `work`, given up when the client leaves, time is over or the server ends."""
+    task = asyncio.ensure_future(work)
+    try:
+        limit = end - asyncio.get_running_loop().time()
+        await asyncio.wait({task, gone, expiry}, timeout=max(limit, 0), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ApiError(499, "the client left")
+        if expiry.done():
+            raise ApiError(503, "the server ended before this answer did", code="draining")
+        raise ApiError(408, "not answered in time", code="timeout")
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _completions(document: Mapping[str, Any]) -> int:
+    """How many completions are asked for, as far as it can be told: what is no number is refused by a replica."""
+    n, prompt = document.get("n", 1), document.get("prompt")
+    several = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
+    return several * (n if isinstance(n, int) and n > 0 else 1)

@@ -1,0 +1,108 @@
+"""Replicas on a local Ray cluster of two, behind the routes of one server."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from maypole.engine import Engine
+from maypole.models.saving import save
+from maypole.serve.replicas import open_front
+from maypole.serve.verbs import ServeOptions
+from tests.engine.engine_fixtures import lm_of
+from tests.serve.serve_fixtures import PROMPT, running, wait_for
+
+PREFIXES = [f"{word} " * 60 for word in ("one", "two", "three", "four", "five", "six", "seven", "eight")]
+LONG: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 20_000, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    save(lm_of(max_position_embeddings=100_000), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(model: Path) -> Iterator[str]:
+    with open_front(ServeOptions(model=str(model), replicas=2, ray="local", threads=1), keys=()) as front:
+        with running(front) as address:
+            yield address
+
+
+def asked(url: str, prompt: str, **more: Any) -> dict[str, Any]:
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "ignore_eos": True, "temperature": 0, **more}
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_replicas_answer_as_one_engine_and_compute_a_prefix_once_between_them(url: str, model: Path):
+    prompts = [f"{prefix}{number}" for number in range(3) for prefix in PREFIXES]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda prompt: asked(url, prompt), prompts))
+    engine = Engine.load(model)
+    expected = [asked_here(engine, prompt) for prompt in prompts]
+    assert [one["choices"][0]["text"] for one in found] == expected
+    reused = [one["usage"]["prompt_tokens_details"]["cached_tokens"] > 60 for one in found]
+    assert reused == [False] * len(PREFIXES) + [True] * (len(prompts) - len(PREFIXES))
+
+
+def asked_here(engine: Engine, prompt: str) -> str:
+    from maypole.engine import Request, Sampling
+
+    sampling = Sampling(max_tokens=4, temperature=0, ignore_eos=True)
+    return engine.generate([Request(engine.encode(prompt), sampling)])[0].text
+
+
+def test_streams_come_in_pieces_and_models_and_errors_are_those_of_a_server(url: str):
+    with httpx.stream("POST", f"{url}/v1/completions", json={**LONG, "max_tokens": 50}, timeout=60) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert len(lines) > 20
+    assert [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]] == ["tiny"]
+    wrong = httpx.post(f"{url}/v1/completions", json={"model": "other", "prompt": PROMPT})
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_client_that_leaves_frees_its_place_at_the_replica(url: str):
+    with httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=60) as answer:
+        next(answer.iter_lines())
+        assert "} 1.0" in httpx.get(f"{url}/metrics").text
+    wait_for(lambda: busy(url) == 0)
+
+
+def busy(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("maypole_replica_running"))
+
+
+def test_a_replica_killed_under_load_loses_its_streams_clearly_and_no_other_request(url: str):
+    import ray
+    from ray.util.state import list_actors
+
+    def streamed(prompt: str) -> list[str]:
+        with httpx.stream("POST", f"{url}/v1/completions", json={**LONG, "prompt": prompt}, timeout=60) as answer:
+            return [line for line in answer.iter_lines() if line]
+
+    with ThreadPoolExecutor(24) as pool:
+        streams = [pool.submit(streamed, prefix) for prefix in PREFIXES]
+        wait_for(lambda: busy(url) == len(PREFIXES))
+        replicas = [actor for actor in list_actors() if "Replica" in actor.class_name or "replica" in (actor.name or "")]
+        victim = next(actor for actor in replicas if actor.state == "ALIVE" and actor.pid)
+        wholes = [pool.submit(asked, url, f"{prefix} whole", max_tokens=200) for prefix in PREFIXES]
+        os.kill(victim.pid, signal.SIGKILL)
+        texts = [whole.result() for whole in wholes]
+        ended = [stream.result()[-1] for stream in streams]
+    assert all(text["usage"]["completion_tokens"] == 200 for text in texts)
+    lost = [json.loads(line.removeprefix("data: "))["error"]["code"] for line in ended if line != "data: [DONE]"]
+    assert lost == ["replica_lost"] * len(lost)
+    assert 0 < len(lost) < len(PREFIXES)
+    wait_for(lambda: "maypole_replicas 2.0" in httpx.get(f"{url}/metrics").text)
+    assert ray.is_initialized()
