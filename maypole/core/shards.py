@@ -240,6 +240,7 @@ def _as_actors(
     has: Mapping[str, float], setup: Setup, function: Function, todo: Mapping[str, _Job], workers: int
 ) -> Made:
     import ray
+    from ray.exceptions import RayActorError
 
     actors: list[Any] = []
     try:
@@ -256,7 +257,7 @@ def _as_actors(
             worker, name = running.pop(ready)
             try:
                 result, error = ray.get(ready)
-            except ray.exceptions.RayActorError as gone:
+            except RayActorError as gone:
                 raise _died(name, str(gone).splitlines()[0]) from gone
             if error is not None:
                 raise error

@@ -28,7 +28,7 @@ from maypole.serve.routing import chain_of
 log = logging.getLogger(__name__)
 
 ASKED = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
-READ = ("/v1/models", "/v1/models/{model:path}", "/v1/adapters", "/tokenizer_info", "/openapi.json")
+READ = ("/v1/models", "/v1/models/{model:path}", "/tokenizer_info", "/openapi.json")
 RETRIES = 3
 """Replicas that may be lost under one request before it fails."""
 

@@ -6,13 +6,15 @@ Knows nothing of the other replicas, nor of who may ask.
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import Message
 
 from maypole.serve.opening import open_app
 from maypole.serve.routing import Chain
-from maypole.serve.verbs import ServeOptions
+
+if TYPE_CHECKING:
+    from maypole.serve.verbs import ServeOptions
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Call:
 class Replica:
     """A deployment of Ray Serve."""
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: "ServeOptions") -> None:
         import torch
 
         torch.set_num_threads(options.threads or 1)

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.types import Message
@@ -16,10 +16,11 @@ from starlette.types import Message
 from maypole.core.errors import ConfigError, MissingExtra
 from maypole.core.ray_cluster import connected
 from maypole.serve.front import LostReplica, create_front
-from maypole.serve.guard import Limits
 from maypole.serve.opening import limits_of, served_name
 from maypole.serve.replica import Call, Replica
-from maypole.serve.verbs import ServeOptions
+
+if TYPE_CHECKING:
+    from maypole.serve.verbs import ServeOptions
 
 ROUTER = "maypole.serve.ray_router:AffinityRouter"
 WAITING = 4096
@@ -27,7 +28,7 @@ WAITING = 4096
 
 
 @contextmanager
-def open_front(options: ServeOptions, *, keys: tuple[str, ...], router: str = ROUTER) -> Iterator[FastAPI]:
+def open_front(options: "ServeOptions", *, keys: tuple[str, ...], router: str = ROUTER) -> Iterator[FastAPI]:
     """The application before `options.replicas` replicas on the cluster `options.ray`, which end with the block.
 
     `router` is the class that chooses among them. ConfigError where there is no such cluster.
@@ -42,7 +43,8 @@ def open_front(options: ServeOptions, *, keys: tuple[str, ...], router: str = RO
             raise ConfigError("replicas", count, f"at most the {int(has['CPU'])} cores of the cluster")
         threads = options.threads or max(1, int(has["CPU"]) // count)
         # Paths are read on other machines, from other folders.
-        model = os.path.abspath(options.model) if os.path.isdir(options.model or "") else options.model
+        model = options.model or ""
+        model = os.path.abspath(model) if os.path.isdir(model) else model
         adapters = options.adapters and options.adapters.absolute()
         each = replace(options, name=served_name(options), model=model, adapters=adapters, threads=threads,
                        max_per_key=None, replicas=1, ray=None)  # fmt: skip

@@ -5,15 +5,14 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-import httpx
 import pytest
 
+from maypole.core.errors import UserError
 from maypole.serve.app import create_app
 from maypole.serve.front import ASKED, READ, RETRIES, LostReplica, create_front
 from maypole.serve.guard import Limits
 from maypole.serve.replica import Call
 from maypole.serve.verbs import ServeOptions
-from maypole.core.errors import UserError
 from tests.serve.serve_fixtures import PROMPT, call
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}

@@ -1,8 +1,6 @@
 """Replicas on a local Ray cluster of two, behind the routes of one server."""
 
 import json
-import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from maypole.engine import Engine
+from maypole.engine import Engine, Request, Sampling
 from maypole.models.saving import save
 from maypole.serve.replicas import open_front
 from maypole.serve.verbs import ServeOptions
@@ -31,9 +29,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(model: Path) -> Iterator[str]:
-    with open_front(ServeOptions(model=str(model), replicas=2, ray="local", threads=1), keys=()) as front:
-        with running(front) as address:
-            yield address
+    options = ServeOptions(model=str(model), replicas=2, ray="local", threads=1)
+    with open_front(options, keys=()) as front, running(front) as address:
+        yield address
 
 
 def asked(url: str, prompt: str, **more: Any) -> dict[str, Any]:
@@ -47,18 +45,11 @@ def test_replicas_answer_as_one_engine_and_compute_a_prefix_once_between_them(ur
     prompts = [f"{prefix}{number}" for number in range(3) for prefix in PREFIXES]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda prompt: asked(url, prompt), prompts))
-    engine = Engine.load(model)
-    expected = [asked_here(engine, prompt) for prompt in prompts]
+    engine, sampling = Engine.load(model), Sampling(max_tokens=4, temperature=0, ignore_eos=True)
+    expected = [o.text for o in engine.generate([Request(engine.encode(prompt), sampling) for prompt in prompts])]
     assert [one["choices"][0]["text"] for one in found] == expected
     reused = [one["usage"]["prompt_tokens_details"]["cached_tokens"] > 60 for one in found]
     assert reused == [False] * len(PREFIXES) + [True] * (len(prompts) - len(PREFIXES))
-
-
-def asked_here(engine: Engine, prompt: str) -> str:
-    from maypole.engine import Request, Sampling
-
-    sampling = Sampling(max_tokens=4, temperature=0, ignore_eos=True)
-    return engine.generate([Request(engine.encode(prompt), sampling)])[0].text
 
 
 def test_streams_come_in_pieces_and_models_and_errors_are_those_of_a_server(url: str):
@@ -85,7 +76,6 @@ def busy(url: str) -> float:
 
 def test_a_replica_killed_under_load_loses_its_streams_clearly_and_no_other_request(url: str):
     import ray
-    from ray.util.state import list_actors
 
     def streamed(prompt: str) -> list[str]:
         with httpx.stream("POST", f"{url}/v1/completions", json={**LONG, "prompt": prompt}, timeout=60) as answer:
@@ -94,10 +84,10 @@ def test_a_replica_killed_under_load_loses_its_streams_clearly_and_no_other_requ
     with ThreadPoolExecutor(24) as pool:
         streams = [pool.submit(streamed, prefix) for prefix in PREFIXES]
         wait_for(lambda: busy(url) == len(PREFIXES))
-        replicas = [actor for actor in list_actors() if "Replica" in actor.class_name or "replica" in (actor.name or "")]
-        victim = next(actor for actor in replicas if actor.state == "ALIVE" and actor.pid)
+        named = ray.util.list_named_actors(all_namespaces=True)
+        victim = next(actor["name"] for actor in named if actor["name"].startswith("SERVE_REPLICA::"))
         wholes = [pool.submit(asked, url, f"{prefix} whole", max_tokens=200) for prefix in PREFIXES]
-        os.kill(victim.pid, signal.SIGKILL)
+        ray.kill(ray.get_actor(victim, "serve"))
         texts = [whole.result() for whole in wholes]
         ended = [stream.result()[-1] for stream in streams]
     assert all(text["usage"]["completion_tokens"] == 200 for text in texts)
@@ -105,4 +95,3 @@ def test_a_replica_killed_under_load_loses_its_streams_clearly_and_no_other_requ
     assert lost == ["replica_lost"] * len(lost)
     assert 0 < len(lost) < len(PREFIXES)
     wait_for(lambda: "maypole_replicas 2.0" in httpx.get(f"{url}/metrics").text)
-    assert ray.is_initialized()

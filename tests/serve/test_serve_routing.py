@@ -40,7 +40,12 @@ def test_chats_and_prompts_of_ids_have_blocks_too():
     assert len(asked(LONG * 1000)) == BLOCKS + 1
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+)
+
+
+@given(JSON)
 def test_no_document_stops_the_router(value: Any):
     for field in ("prompt", "messages", "input", "model", "cache_salt", "tools"):
         chain_of({"model": "base", "prompt": "x", field: value}, "base")
@@ -98,7 +103,7 @@ def test_what_is_remembered_is_bounded_and_beginnings_outlive_ends(monkeypatch: 
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=60))
-def test_no_request_is_refused_and_no_replica_is_more_than_twice_as_busy_plus_the_lenience(moves: list[tuple[int, int]]):
+def test_no_replica_is_much_busier_than_the_least_busy(moves: list[tuple[int, int]]):
     affinity, names = Affinity(), ["a", "b", "c"]
     for kind, prefix in moves:
         busiest = max(names, key=lambda name: affinity.running[name])
