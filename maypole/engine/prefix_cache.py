@@ -3,7 +3,7 @@
 Prefixes are shared only under equal keys (adapter, salt). Knows nothing about rows or requests.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,13 @@ Tensors = dict[int, tuple[torch.Tensor, torch.Tensor]]
 LEAST = 16
 """Tokens from which on a run is worth the extra step of attention that it costs."""
 
+Level = dict[bytes, "Node"]
+"""Runs after the same tokens, by their first `LEAST` tokens, or all where they are fewer.
+
+What two of them begin with in common, such as the token that begins every text, is shorter than `LEAST`, so that at
+most one of them is found by that many tokens.
+"""
+
 
 @dataclass(slots=True, eq=False)
 class Node:
@@ -26,7 +33,7 @@ class Node:
     start: int
     layers: Tensors
     parent: "Node | None"
-    children: list["Node"] = field(default_factory=list)
+    children: Level = field(default_factory=dict)
     users: int = 0
     used: int = 0
 
@@ -43,22 +50,20 @@ class Node:
 
 
 class PrefixCache:
-    """Runs by key; every run of a level starts with another token."""
+    """Runs by key."""
 
     def __init__(self) -> None:
         self.tokens = 0
-        self._roots: dict[Hashable, list[Node]] = {}
+        self._roots: dict[Hashable, Level] = {}
         self._clock = 0
 
     def match(self, key: Hashable, ids: Ids, limit: int) -> Node | None:
         """The run whose end is the longest known beginning of ids[:limit]; a run is split where that ends inside it."""
         found: Node | None = None
-        level = self._roots.get(key, [])
+        level = self._roots.get(key, {})
         at = 0
-        while at < limit:
-            run, shared = _best(level, ids[at:limit])
-            if run is None or (shared < len(run.tokens) and shared < LEAST):
-                break
+        while run := _longest(level, ids[at:limit]):
+            shared = shared_length(run.tokens, ids[at:limit])
             if shared < len(run.tokens):
                 run = self._split(run, shared)
             found, at, level = run, run.end, run.children
@@ -76,7 +81,7 @@ class PrefixCache:
         """A new run with the tokens of `ids` after `parent`."""
         start = 0 if parent is None else parent.end
         node = Node(key, ids[start:].copy(), start, layers, parent, used=self._clock)
-        self._siblings(node).append(node)
+        self._siblings(node)[_name(node.tokens)] = node
         self.tokens += len(node.tokens)
         return node
 
@@ -87,7 +92,7 @@ class PrefixCache:
             return False
         node = min(idle, key=lambda n: n.used)
         siblings = self._siblings(node)
-        siblings.remove(node)
+        del siblings[_name(node.tokens)]
         if not siblings and node.parent is None:
             del self._roots[node.key]
         self.tokens -= len(node.tokens)
@@ -96,33 +101,38 @@ class PrefixCache:
     def nodes(self) -> Iterator[Node]:
         """Every run."""
         for roots in self._roots.values():
-            yield from _below(roots)
+            yield from _below(roots.values())
 
     def _split(self, node: Node, at: int) -> Node:
         """`node` keeps its last tokens; its first `at` become the run before it, which is returned."""
         first = {n: (k[:, :at].clone(), v[:, :at].clone()) for n, (k, v) in node.layers.items()}
-        before = Node(node.key, node.tokens[:at], node.start, first, node.parent, [node], used=node.used)
-        siblings = self._siblings(node)
-        siblings[siblings.index(node)] = before
+        before = Node(node.key, node.tokens[:at], node.start, first, node.parent, used=node.used)
+        self._siblings(node)[_name(before.tokens)] = before
         node.layers = {n: (k[:, at:].clone(), v[:, at:].clone()) for n, (k, v) in node.layers.items()}
         node.tokens, node.start, node.parent = node.tokens[at:], node.start + at, before
+        before.children[_name(node.tokens)] = node
         return before
 
-    def _siblings(self, node: Node) -> list[Node]:
-        return self._roots.setdefault(node.key, []) if node.parent is None else node.parent.children
+    def _siblings(self, node: Node) -> Level:
+        return self._roots.setdefault(node.key, {}) if node.parent is None else node.parent.children
 
 
-def _best(level: list[Node], ids: Ids) -> tuple[Node | None, int]:
-    for node in level:
-        shared = shared_length(node.tokens, ids)
-        if shared:
-            return node, shared
-    return None, 0
+def _longest(level: Level, ids: Ids) -> Node | None:
+    """The run that begins as `ids` do for at least `LEAST` tokens, else the longest shorter one that is all of it."""
+    for size in range(min(LEAST, len(ids)), 0, -1) if level else ():
+        node = level.get(_name(ids[:size]))
+        if node is not None:
+            return node
+    return None
 
 
-def _below(roots: list[Node]) -> Iterator[Node]:
+def _name(tokens: Ids) -> bytes:
+    return tokens[:LEAST].tobytes()
+
+
+def _below(roots: Iterable[Node]) -> Iterator[Node]:
     open_ = list(roots)
     while open_:
         node = open_.pop()
         yield node
-        open_ += node.children
+        open_ += node.children.values()
