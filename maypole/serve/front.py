@@ -76,8 +76,11 @@ def create_front(
             request = Request(scope, receive)
 
             async def noted(message: Message) -> None:
-                if message["type"] == "http.response.start" and message["status"] == 200:
-                    request.state.model = self._model  # a label only once a replica knows it
+                if message["type"] == "http.response.start":
+                    if message["status"] == 200:  # a label only once a replica knows it
+                        request.state.model = self._model
+                    own = [(name, value) for name, value in message["headers"] if name != b"x-request-id"]
+                    message = {**message, "headers": own}
                 await send(message)
 
             with queue.admitted(self._count, request), ending.expiry() as expiry:
@@ -127,14 +130,13 @@ async def _pass_on(
             try:
                 async with aclosing(ask(call)) as answer:
                     while True:
-                        messages = await _first_of(anext(answer, None), gone, expiry, end)
-                        if messages is None:
-                            return
-                        for message in messages:
+                        for message in await _first_of(anext(answer), gone, expiry, end):
                             if message["type"] == "http.response.start":
                                 streamed = (b"content-type", b"text/event-stream; charset=utf-8") in message["headers"]
                             begun = True
                             await send(message)
+                            if message["type"] == "http.response.body" and not message.get("more_body"):
+                                return
             except LostReplica:
                 metrics.lost.inc()
                 if begun or attempt == RETRIES:

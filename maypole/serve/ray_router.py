@@ -1,13 +1,13 @@
-"""How Ray Serve chooses among the replicas: as `routing` says. Loaded only where Ray is."""
+"""How Ray Serve chooses among the replicas: as `routing` says. Loaded only where Ray is.
+
+Ray pickles the class with the values it uses, modules excepted: what others of the process should see lies in one.
+"""
 
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from maypole.serve.routing import Affinity
-
-ROUTERS: dict[str, "AffinityRouter"] = {}
-"""Those of this process, by their application's name."""
+from maypole.serve import routing
 
 
 class AffinityRouter(RequestRouter):
@@ -15,9 +15,7 @@ class AffinityRouter(RequestRouter):
 
     def initialize_state(self, **kwargs: Any) -> None:
         """Called by Ray once, when the first request of a handle comes."""
-        self.affinity = Affinity()
-        self.up: tuple[str, ...] = ()
-        ROUTERS[self.app_name] = self
+        self.affinity = routing.AFFINITIES[self.app_name] = routing.Affinity()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -49,5 +47,4 @@ class AffinityRouter(RequestRouter):
         self._keep()
 
     def _keep(self) -> None:
-        self.up = tuple(replica.unique_id for replica in self.curr_replicas)
-        self.affinity.keep(self.up)
+        self.affinity.keep(replica.unique_id for replica in self.curr_replicas)

@@ -18,6 +18,7 @@ from maypole.core.ray_cluster import connected
 from maypole.serve.front import LostReplica, create_front
 from maypole.serve.opening import limits_of, served_name
 from maypole.serve.replica import Call, Replica
+from maypole.serve.routing import AFFINITIES
 
 if TYPE_CHECKING:
     from maypole.serve.verbs import ServeOptions
@@ -55,7 +56,7 @@ def open_front(options: "ServeOptions", *, keys: tuple[str, ...], router: str = 
             graceful_shutdown_timeout_s=5.0,
         )(Replica)  # fmt: skip
         app = f"maypole-{secrets.token_hex(4)}"
-        serve.start(proxy_location="Disabled")
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         try:
             handle = serve.run(deployment.bind(each), name=app, route_prefix=None)
             handle.ready.remote().result()
@@ -67,6 +68,7 @@ def open_front(options: "ServeOptions", *, keys: tuple[str, ...], router: str = 
             )  # fmt: skip
         finally:
             serve.delete(app)
+            AFFINITIES.pop(app, None)
 
 
 def asking(handle: Any) -> Any:
@@ -90,7 +92,5 @@ def asking(handle: Any) -> Any:
 
 def running(app: str) -> Mapping[str, int]:
     """Requests under way at each replica that is up."""
-    from maypole.serve.ray_router import ROUTERS
-
-    router = ROUTERS.get(app)
-    return {} if router is None else {name: router.affinity.running[name] for name in router.up}
+    affinity = AFFINITIES.get(app)
+    return {} if affinity is None else {name: affinity.running[name] for name in affinity.up}

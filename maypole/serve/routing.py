@@ -38,9 +38,10 @@ def chain_of(document: Mapping[str, Any], base: str) -> Chain:
 
 
 class Affinity:
-    """What is known of the replicas: how busy they are, and which blocks they have been asked for."""
+    """What is known of the replicas: which are up, how busy they are, and which blocks they have been asked for."""
 
     def __init__(self) -> None:
+        self.up: tuple[str, ...] = ()
         self._holders: OrderedDict[bytes, set[str]] = OrderedDict()
         self._held: Counter[str] = Counter()
         self.running: Counter[str] = Counter()
@@ -66,8 +67,9 @@ class Affinity:
             self.running[replica] -= 1
 
     def keep(self, replicas: Iterable[str]) -> None:
-        """Forget all replicas but these: what one had is gone with it."""
-        gone = (set(self.running) | set(self._held)) - set(replicas)
+        """These are up: forget all others, for what one had is gone with it."""
+        self.up = tuple(replicas)
+        gone = (set(self.running) | set(self._held)) - set(self.up)
         for name in gone:
             del self.running[name], self._held[name]
         if gone:
@@ -97,6 +99,10 @@ class Affinity:
         while len(self._holders) > REMEMBERED:
             _, holders = self._holders.popitem(last=False)
             self._held.subtract(holders)
+
+
+AFFINITIES: dict[str, Affinity] = {}
+"""Those of this process, by the name of what the replicas belong to."""
 
 
 def _first(prompt: Any) -> Any:
