@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import transformers
 from peers.random_llamas import SIZES, language_model, random_llama
 from peers.served import completions, cpu_seconds, served
 from side_by_side import Arm, Case, Measured, main
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from maypole.engine import Engine, EngineConfig, Request, Sampling, ScoreRequest
 
@@ -74,6 +75,12 @@ def cases(quick: bool) -> list[Case]:
             target=target,
         )  # fmt: skip
 
+    def batching(size: str) -> Case:
+        found = case("32 equal lengths", "generate_batch", 2.5, size, count=32, **equal)
+        # By default its cache is as large as memory allows, and its attention masks are as wide as its cache.
+        fitted = {"generate_batch, a cache that fits": {**found.peers["generate_batch"], "fitted": True}}
+        return replace(found, peers={**found.peers, **fitted})
+
     def in_bf16(name: str, size: str, peers: dict[str, Any], target: float, check: dict[str, Any], **work: Any) -> Case:
         arm = {"size": size, "dtype": "bfloat16", **work}
         return Case(
@@ -111,7 +118,7 @@ def cases(quick: bool) -> list[Case]:
         case("a prefix of 1,000 tokens", "generate", 15.0, prefix=1000, tail=16, **prefix),
         case("a prefix of 16 tokens", "generate", prefix=16, tail=128, **prefix),
         case("four choices, shared context", "scoring loop", 10.0, work="score", context=300, count=questions),
-        case("32 equal lengths", "generate_batch", 2.5, count=32, **equal),
+        batching("S"),
         case("1 request at a time", "generate", count=1, **equal),
         case("2 requests at a time", "generate", count=2, **equal),
         decoding(32),
@@ -128,7 +135,7 @@ def cases(quick: bool) -> list[Case]:
         mixed("L", fast=True),
         case("16 equal lengths", "generate", count=16, **equal),
         case("16 equal lengths", "generate", size="L", count=16, **equal),
-        case("32 equal lengths", "generate_batch", 2.5, size="L", count=32, **equal),
+        batching("L"),
         decoding(8),
         decoding(16),
         sharing("L"),
@@ -161,7 +168,7 @@ def _generating(arm: Arm, work: Work) -> Callable[[], dict[str, float]]:
         engine.generate([_request([1, 2, 3], 2)])
         return lambda: _tokens([o.token_ids for o in engine.generate([*map(_request, work.prompts, work.lengths)])])
     if arm["side"] == "generate_batch":
-        return lambda: _tokens(_continuous(model, work))
+        return lambda: _tokens(_continuous(model, work, arm.get("fitted", False)))
     model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
     return lambda: _tokens(_batches(model, work, running))
 
@@ -182,12 +189,17 @@ def _batches(model: Any, work: Work, size: int) -> Tokens:
     return found
 
 
-def _continuous(model: Any, work: Work) -> Tokens:
-    """transformers' own continuous batching."""
+def _continuous(model: Any, work: Work, fitted: bool) -> Tokens:
+    """transformers' own continuous batching, with blocks for all requests where it is `fitted`."""
+    longest = max(len(prompt) + new for prompt, new in zip(work.prompts, work.lengths))
+    cache = {"page_size": 128, "num_blocks": len(work.prompts) * -(-longest // 128) + 8, "max_batch_tokens": 512}
+    config = ContinuousBatchingConfig(use_cuda_graph=False, use_async_batching=False, **(cache if fitted else {}))
     settings = transformers.GenerationConfig(
         max_new_tokens=work.lengths[0], do_sample=False, eos_token_id=None, pad_token_id=0, use_cuda_graph=False
     )
-    found = model.generate_batch(inputs=work.prompts, generation_config=settings, progress_bar=False)
+    found = model.generate_batch(
+        inputs=work.prompts, generation_config=settings, continuous_batching_config=config, progress_bar=False
+    )
     return [list(o.generated_tokens) for _, o in sorted(found.items(), key=lambda item: int(item[0].split("_")[-1]))]
 
 

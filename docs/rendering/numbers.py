@@ -50,9 +50,14 @@ def benchmarks() -> str:
         memory = all("peak_rss_bytes" in case for case in found["cases"])
         names += ["GB ours / peer"] if memory else []
         rows = [_case(case)[: len(names)] for case in found["cases"]]
+        if any(case.get("agreement", 1) < 1 for case in found["cases"]):
+            names.append("tokens that agree")
+            rows = [(*row, f"{case['agreement']:.1%}") for row, case in zip(rows, found["cases"])]
         numbers = [name for name in names if name not in ("case", "peer", "unit")]
         parts += [f"## {found['name']}", "", f"`python benchmarks/{found['name']}.py` on {machine}.", ""]
         parts += [table(names, rows, right=numbers), ""]
+        skipped = [f"- not run: {name}: {reason}" for name, reason in found.get("skipped", {}).items()]
+        parts += [*skipped, ""] if skipped else []
     return "\n".join(parts).rstrip()
 
 
