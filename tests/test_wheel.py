@@ -5,11 +5,13 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+SERVE = ROOT / "maypole" / "serve"
 
 DATA = {
     "maypole/py.typed",
     "maypole/tour/report/report.css",
     "maypole/tour/report/report.html.jinja",
+    *(f"maypole/serve/{path.relative_to(SERVE).as_posix()}" for path in (SERVE / "web").rglob("*") if path.is_file()),
     *(
         f"maypole/village/base/{checkpoint}/{name}"
         for checkpoint in ("village-1M", "village-4M-prose")

@@ -19,11 +19,12 @@ from starlette.requests import ClientDisconnect
 from maypole import __version__
 from maypole.core.errors import UserError
 from maypole.engine.request import Usage
+from maypole.serve import page
 from maypole.serve.account import Account
 from maypole.serve.bodies import ChatBody, CompletionBody, Detokenize, Embeddings, LoadAdapter, Tokenize, parsed
 from maypole.serve.ending import Ending
 from maypole.serve.generating import Generating, in_parts
-from maypole.serve.guard import ApiError, Guard, Limits, Queue, from_user_error, read_json
+from maypole.serve.guard import OPEN, ApiError, Guard, Limits, Queue, from_user_error, read_json
 from maypole.serve.metrics import Metrics
 from maypole.serve.openapi import described, takes
 
@@ -186,8 +187,11 @@ def create_app(
     async def openapi() -> Any:
         return described(app, [name, *engine.adapters])
 
+    app.router.routes.extend(page.routes())
     answer_errors(app)
-    app.add_middleware(Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining)
+    app.add_middleware(
+        Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining, public=OPEN.union(page.contents())
+    )
     app.add_middleware(Account, metrics=metrics)
     return app
 

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from maypole.core.errors import UserError
-from maypole.engine.request import Output, Request, Sampling, ScoreRequest
+from maypole.engine.request import Output, Request, Sampling, ScoreRequest, Usage
 from maypole.serve.answers import DONE, Echo, Form, Telling, event, total, usage
 from maypole.serve.bodies import ChatBody, CompletionBody, Function, call_schema
 from maypole.serve.ending import Ending
@@ -179,9 +179,10 @@ class Generating:
     def _late(self) -> ApiError:
         return ApiError(408, f"not answered within {self.limits.timeout:g} seconds", code="timeout")
 
-    def _used(self, outputs: Sequence[Output], n: int) -> dict[str, Any]:
+    def _used(self, outputs: Sequence[Output], n: int, counted: int = 0) -> dict[str, Any]:
+        """What an answer took; `counted` of its tokens were counted as they came."""
         used = total(outputs, n)
-        self.metrics.count(used)
+        self.metrics.count(replace(used, completion_tokens=used.completion_tokens - counted))
         for output in outputs:
             self.metrics.queue.observe(output.queued)
         return usage(used)
@@ -189,7 +190,7 @@ class Generating:
     async def _events(self, job: Job, http: HttpRequest) -> AsyncGenerator[bytes, None]:
         """Every event of a streamed answer; an error after the first is told as an event."""
         begin = last = time.monotonic()
-        form, told, started = job.form, dict[int, Telling](), False
+        form, told, started, counted = job.form, dict[int, Telling](), False, 0
         try:
             async with aclosing(self.engine.streams(job.requests)) as turns:
                 async for turn in turns:
@@ -203,6 +204,8 @@ class Generating:
                         if index not in told:
                             told[index] = Telling(form, index, job.echoes[at])
                         said += told[index].events(chunk)
+                        counted += len(chunk.token_ids)
+                        self.metrics.count(Usage(0, len(chunk.token_ids)))
                     yield bytes(said)
                     started = True
         except Exception as error:
@@ -215,7 +218,7 @@ class Generating:
             yield event(told_error.document)
             return
         self.metrics.e2e.observe(time.monotonic() - begin)
-        used = self._used([output for i in sorted(told) if (output := told[i].output)], job.n)
+        used = self._used([output for i in sorted(told) if (output := told[i].output)], job.n, counted)
         yield (event(form.document([], streamed=True, usage=used)) if form.include_usage else b"") + DONE
 
 

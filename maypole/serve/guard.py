@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -150,15 +150,17 @@ class Queue:
 
 
 class Guard:
-    """Checks Host and key before the application sees a request; `draining` answers 503 to what is new.
+    """Checks Host and key before the application sees a request; `draining` answers 503 to what is new; `public` paths
+    need no key.
 
     The application finds the place of the request's key among all keys in ``scope["state"]["key"]``.
     """
 
     def __init__(
-        self, app: ASGIApp, *, hosts: Iterable[str], keys: Iterable[str], draining: Callable[[], bool]
-    ) -> None:
-        self._app, self._draining = app, draining
+        self, app: ASGIApp, *, hosts: Iterable[str], keys: Iterable[str], draining: Callable[[], bool],
+        public: Container[str] = OPEN,
+    ) -> None:  # fmt: skip
+        self._app, self._draining, self._public = app, draining, public
         self._hosts = frozenset(host.lower() for host in hosts)
         self._keys = [_digest(key.encode()) for key in keys]
 
@@ -171,7 +173,7 @@ class Guard:
         host = _name(headers.get(b"host", b"").decode("latin-1"))
         if "*" not in self._hosts and host not in self._hosts:
             return ApiError(400, "this host name is not served", code="host_not_allowed")
-        if scope["path"] in OPEN:
+        if scope["path"] in self._public:
             return None
         if self._keys:
             key = self._known(headers.get(b"authorization", b""))
