@@ -55,7 +55,7 @@ def watched(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
         yield page
     finally:
         context.close()
-    assert wrong == []
+    assert not wrong, wrong
 
 
 def _error(message: Any) -> bool:

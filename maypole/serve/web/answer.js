@@ -21,8 +21,7 @@ export class Answer {
     this.root = el("article", attributes, this.name, this.text, this.note, this.facts);
     this.markdown = new Markdown(this.text);
     if (record.text) this.markdown.write(record.text);
-    if (record.state === "waiting" || record.state === "running") this.end("failed", "cut off by a reload");
-    if (record.text) this.markdown.end();
+    if (this.over) this.markdown.end();
     this.show();
   }
 
@@ -134,7 +133,7 @@ export class Answer {
     }
     if (this.facts.dataset.whole && this.facts.dataset.whole === facts.join()) return;
     this.facts.dataset.whole = facts.join();
-    const say = (what, onclick) => button(what, onclick, { class: "quiet", "aria-label": `${what} ${this.side}` });
+    const say = (what, onclick) => button(what, onclick, { class: `quiet ${what}`, "aria-label": `${what} ${this.side}` });
     const copying = say("copy", () => copy(record.text, copying));
     fill(
       this.facts, words,

@@ -21,7 +21,13 @@ export class Chat {
     this.log = byId("log");
     byId("blind").checked = kept.blind ?? false;
     byId("message").value = kept.draft ?? "";
-    for (const turn of kept.turns ?? []) this.add(turn);
+    for (const turn of kept.turns ?? []) {
+      turn.records.forEach((record, side) => {
+        record.body.messages?.push(...this.said(record.system, side, turn.prompt));
+        if (record.state !== "done") Object.assign(record, { state: "failed", error: record.error || "a reload" });
+      });
+      this.add(turn);
+    }
     byId("column").addEventListener("click", () => this.setColumns(this.columns.length === 1 ? 2 : 1));
     byId("blind").addEventListener("change", () => this.setBlind());
     byId("new").addEventListener("click", () => this.begin());
@@ -47,7 +53,9 @@ export class Chat {
 
   get state() {
     const { columns, hidden } = this;
-    const plain = ({ id, prompt, answers, vote }) => ({ id, prompt, records: answers.map((a) => a.record), vote });
+    // What was said before a turn stands in the turns before it.
+    const short = ({ record }) => ({ ...record, body: { ...record.body, messages: record.body.messages && [] } });
+    const plain = ({ id, prompt, answers, vote }) => ({ id, prompt, records: answers.map(short), vote });
     const turns = this.turns.map(plain);
     return { columns, hidden, blind: byId("blind").checked, draft: byId("message").value, turns };
   }
@@ -180,16 +188,17 @@ export class Chat {
     if (prompt.trim() === "" || !byId("composer").reportValidity()) return;
     byId("message").value = "";
     const drawn = settings.chosen();
-    const records = this.columns.map((model, side) => this.record(model, side, this.turns.length, prompt, drawn));
+    const records = this.columns.map((model, side) => this.record(model, side, prompt, drawn));
     const turn = this.add({ id: `${Date.now()}`, prompt, records });
     this.jump();
     await this.run(turn, turn.answers);
   }
 
+  /** Ask for another answer; only the last turn offers that, so that what others went on from stays as it was. */
   async retry(turn, side) {
     if (this.busy) return;
     const { model } = turn.answers[side].record;
-    const record = this.record(model, side, this.turns.indexOf(turn), turn.prompt, settings.chosen());
+    const record = this.record(model, side, turn.prompt, settings.chosen(), this.turns.slice(0, -1));
     turn.vote = null;
     delete rows.pairs[turn.id];
     showRows();
@@ -211,19 +220,24 @@ export class Chat {
     for (const turn of this.turns) for (const answer of turn.answers) answer.stop();
   }
 
-  /** What is asked of `model` after the turns before `at`, and what is known of its answer so far. */
-  record(model, side, at, prompt, drawn) {
+  /** What is asked of `model` after the turns `before`, and what is known of its answer so far. */
+  record(model, side, prompt, drawn, before = this.turns) {
     const known = { text: "", tokens: 0, ttft: null, seconds: 0, cached: null, finish: null, error: "" };
     const fresh = { model, state: "waiting", ...known };
     if (this.complete) return { ...fresh, path: "v1/completions", body: { model, prompt, stream: true, ...drawn } };
-    const said = (role, content) => ({ role, content });
-    const messages = settings.system().trim() ? [said("system", settings.system())] : [];
-    for (const turn of this.turns.slice(0, at)) {
-      const { record } = turn.answers[side] ?? turn.answers[0]; // before a column was there it is the first one's
-      if (record.text) messages.push(said("user", turn.prompt), said("assistant", record.text));
-    }
-    messages.push(said("user", prompt));
-    return { ...fresh, path: "v1/chat/completions", body: { model, messages, stream: true, ...drawn } };
+    const system = settings.system();
+    const body = { model, messages: this.said(system, side, prompt, before), stream: true, ...drawn };
+    return { ...fresh, path: "v1/chat/completions", system, body };
+  }
+
+  /** The messages of a column up to `prompt`; before a column was there it said what the first one said. */
+  said(system, side, prompt, before = this.turns) {
+    const message = (role, content) => ({ role, content });
+    const said = before.flatMap((turn) => {
+      const { text } = (turn.answers[side] ?? turn.answers[0]).record;
+      return text ? [message("user", turn.prompt), message("assistant", text)] : [];
+    });
+    return [...(system.trim() ? [message("system", system)] : []), ...said, message("user", prompt)];
   }
 
   /** Offer the vote on a turn where there is one to be had. */

@@ -46,7 +46,8 @@ export class Layout {
     const wanted = theirs.reduce((a, b) => a + b, 0) / Math.max(1, theirs.length);
     // Among so many rows one is free, on the nearer side of the taken ones.
     const rows = Array.from({ length: taken.size + Math.ceil(wanted) + 1 }, (_, row) => row);
-    return rows.filter((row) => !taken.has(row)).reduce((best, row) => (Math.abs(row - wanted) < Math.abs(best - wanted) ? row : best));
+    const nearer = (best, row) => (Math.abs(row - wanted) < Math.abs(best - wanted) ? row : best);
+    return rows.filter((row) => !taken.has(row)).reduce(nearer);
   }
 }
 

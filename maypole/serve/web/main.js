@@ -1,7 +1,7 @@
 // The page: its views, the key it may need, and how the server is.
 
 import { Chat } from "./chat.js";
-import { announce, button, byId, fill, visible } from "./dom.js";
+import { button, byId, fill, visible } from "./dom.js";
 import { Health } from "./health.js";
 import { Program } from "./program.js";
 import * as rows from "./rows.js";
@@ -10,7 +10,7 @@ import * as settings from "./settings.js";
 import { load, save } from "./store.js";
 
 const STATES = { ready: "● ready", draining: "◐ shutting down", unwell: "✗ unwell", gone: "✗ not answering" };
-const VIEWS = ["chat", "program"];
+const VIEWS = ["chat"];
 const KEEP = 500; // ms until what changed is kept
 const AGAIN = 10_000; // ms until one asks again what is served
 
@@ -22,7 +22,6 @@ const chat = new Chat(kept, changed);
 const program = new Program();
 
 let keeping = null;
-let told = null;
 
 function changed() {
   keeping ??= setTimeout(keep, KEEP);
@@ -31,9 +30,7 @@ function changed() {
 function keep() {
   clearTimeout(keeping);
   keeping = null;
-  const whole = save({ ...chat.state, settings: settings.kept(), rows: rows.rows });
-  if (!whole && told !== "long") announce("this chat has become too long to be whole after a reload");
-  told = whole ? null : "long";
+  byId("long").hidden = save({ ...chat.state, settings: settings.kept(), rows: rows.rows });
 }
 
 addEventListener("pagehide", keep);

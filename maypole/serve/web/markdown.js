@@ -23,7 +23,7 @@ export class Markdown {
     this.parser = smd.parser({
       data: this.nodes,
       add_token: open,
-      end_token: (nodes) => nodes.pop(),
+      end_token: (nodes) => close(nodes.pop(), this.parser.pending),
       add_text: (nodes, text) => nodes.at(-1).append(visible(text)),
       set_attr: set,
     });
@@ -35,8 +35,11 @@ export class Markdown {
 
   end() {
     smd.parser_end(this.parser);
+    while (this.nodes.length > 1) close(this.nodes.pop());
   }
 }
+
+const LINKS = { [smd.LINK]: "[", [smd.IMAGE]: "![" };
 
 function open(nodes, type) {
   let parent = nodes.at(-1);
@@ -50,15 +53,29 @@ function open(nodes, type) {
   const head = type === smd.TABLE_CELL && parent.parentElement.tagName === "THEAD";
   const made = el(head ? "th" : TAGS[type] ?? "span");
   if (type === smd.CHECKBOX) made.append("☐");
-  if (type === smd.IMAGE) made.append("image: ");
+  if (type in LINKS) {
+    parent.append(LINKS[type]);
+    made.className = "maybe"; // brackets are brackets until an address follows
+  }
   nodes.push(parent.appendChild(made));
+}
+
+function close(node, pending) {
+  if (node.className === "maybe" && pending === "]") node.after("]");
+  if (node.className) node.replaceWith(...node.childNodes);
 }
 
 function set(nodes, type, value) {
   const node = nodes.at(-1);
   if (type === smd.CHECKED) node.textContent = "☑";
   else if (type === smd.START) node.setAttribute("start", String(parseInt(value, 10) || 1));
-  else if ((type === smd.HREF || type === smd.SRC) && harmless(value)) {
+  else if (type === smd.HREF || type === smd.SRC) {
+    if (node.className === "maybe") {
+      node.previousSibling.remove();
+      node.className = harmless(value) ? "" : "refused";
+    }
+    if (type === smd.SRC) node.prepend("image: ");
+    if (!harmless(value)) return;
     Object.assign(node, { href: value, target: "_blank", rel: "noopener noreferrer nofollow", title: visible(value) });
   }
 }

@@ -1,4 +1,4 @@
-// What a reload must not lose, kept for this tab. The beginning of a chat goes first where it is too long to be kept.
+// What a reload must not lose, kept for this tab: settings, rows, and a chat unless it is too long.
 
 const NAME = "maypole.chat";
 const MOST = 200_000;
@@ -12,15 +12,10 @@ export function load() {
   }
 }
 
-/** Keep `state`; false where not all of it could be kept: turns are left out, the oldest first. */
+/** Keep `state`; false where it is too long to be kept with its turns, or even without. */
 export function save(state) {
-  let turns = state.turns;
-  for (;;) {
-    const text = JSON.stringify({ ...state, turns });
-    if (text.length <= MOST || turns.length === 0) {
-      if (text.length <= MOST) sessionStorage.setItem(NAME, text);
-      return text.length <= MOST && turns.length === state.turns.length;
-    }
-    turns = turns.slice(1);
-  }
+  const [whole, rest] = [state, { ...state, turns: [] }].map((one) => JSON.stringify(one));
+  const text = whole.length <= MOST ? whole : rest;
+  if (text.length <= MOST) sessionStorage.setItem(NAME, text);
+  return text === whole && text.length <= MOST;
 }
