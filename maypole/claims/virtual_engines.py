@@ -80,16 +80,18 @@ class _Running:
 class VirtualHost:
     """A host of `parrot.hosts` whose tokens are characters; `most_read` tokens are read a step at most.
 
-    With `chunk` a prompt is read in stretches of so many tokens, else whole: while it is, everybody else waits.
+    With `chunk` a prompt is read in stretches of so many tokens, else whole: while it is, everybody else waits. It has
+    all `models`, unless some are named.
     """
 
     max_length = None
 
     def __init__(
         self, name: str, capacity: Capacity, costs: Costs = Costs(), *, shares: bool = True, most_read: int = 8000,
-        chunk: int | None = None,
+        chunk: int | None = None, models: set[str] | None = None,
     ) -> None:  # fmt: skip
         self.name, self.capacity, self.costs, self.shares = name, capacity, costs, shares
+        self.models = models
         self.most_read, self.chunk = most_read, chunk
         self.alive = True
         self.loads: list[int] = []
@@ -99,7 +101,7 @@ class VirtualHost:
         self._stepping: asyncio.Task[None] | None = None
 
     def serves(self, model: str | None) -> bool:
-        return True
+        return self.models is None or model is None or model in self.models
 
     async def read(self, parts: Sequence[Part], mode: Tokenize, model: str | None, salt: str | None) -> Prompt:
         pieces = [part.text.encode() for part in parts]

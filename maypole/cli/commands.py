@@ -43,6 +43,10 @@ COMMANDS: Table = {
         "maypole.serve.verbs:serve",
         "Serve a model and its adapters over HTTP, as OpenAI's clients expect it.",
     ),
+    ("serve", "program"): (
+        "maypole.serve.verbs:program",
+        "Run a program of many calls where the engines are, and show what each call cost.",
+    ),
     ("train", "sft"): ("maypole.train.verbs:sft", "Fine-tune a model on chats, or on prompts with completions."),
     ("train", "pretrain"): (
         "maypole.train.verbs:pretrain",

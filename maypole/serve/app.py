@@ -27,6 +27,11 @@ from maypole.serve.generating import Generating, in_parts
 from maypole.serve.guard import OPEN, ApiError, Guard, Limits, Queue, from_user_error, read_json
 from maypole.serve.metrics import Metrics
 from maypole.serve.openapi import described, takes
+from maypole.serve.parrot.hosts import LocalHost
+from maypole.serve.parrot.placement import Capacity
+from maypole.serve.parrot.routes import add_program_routes
+from maypole.serve.parrot.service import Service
+from maypole.serve.parrot.sessions import SessionLimits
 
 if TYPE_CHECKING:
     from maypole.engine.engine import Engine
@@ -42,11 +47,14 @@ def create_app(
     keys: tuple[str, ...] = (),
     hosts: tuple[str, ...] = LOCAL,
     dynamic: Path | None = None,
+    capacity: Capacity | None = None,
+    sessions: SessionLimits | None = None,
 ) -> FastAPI:
     """The application that serves `engine` as the model `name`, and its adapters as models of their own names.
 
     `keys` are those a client needs one of, none: no key; `hosts` are the names it may be addressed by, "*" for any;
-    `dynamic` is the folder from which clients may have adapters loaded, none: they may not.
+    `dynamic` is the folder from which clients may have adapters loaded, none: they may not; `capacity` bounds what
+    programs have under way on the engine, `sessions` what they may hold.
     """
     limits, created = limits or Limits(), int(time.time())
     ending = Ending(lambda: threading.Thread(target=engine.close, daemon=True).start())
@@ -57,6 +65,8 @@ def create_app(
     engine.on_step(metrics.step.observe)
     queue = Queue(limits, lambda: engine.stats()["running"])
     work = Generating(engine, queue, metrics, limits, ending)
+    host = LocalHost("engine", engine, model=name, capacity=capacity, timeout=limits.timeout)
+    programs = Service([host], limits=sessions, on_output=lambda output: metrics.count(output.usage))
 
     def served(model: str) -> str | None:
         """The adapter behind a model's name."""
@@ -189,6 +199,7 @@ def create_app(
 
     app.router.routes.extend(page.routes())
     answer_errors(app)
+    add_program_routes(app, programs, body_of, work.wait, limits)
     app.add_middleware(
         Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining, public=OPEN.union(page.contents())
     )

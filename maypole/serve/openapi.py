@@ -15,7 +15,9 @@ _STATUSES = {
     "401": "No valid key.",
     "404": "No such route or model.",
     "408": "Not sent, or not answered, in time.",
+    "409": "The variable has a value already.",
     "413": "The body is too long.",
+    "424": "The variable will never have a value: its completion failed, or one that it depends on.",
     "429": "The queue is full, or the key has too much under way; Retry-After says when to come back.",
     "503": "The server is shutting down, or not well.",
 }

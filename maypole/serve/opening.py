@@ -10,6 +10,8 @@ from maypole.engine.opening import open_engine
 from maypole.engine.settings import EngineConfig, parse_bytes
 from maypole.serve.app import create_app
 from maypole.serve.guard import Limits
+from maypole.serve.parrot.placement import Capacity
+from maypole.serve.parrot.sessions import SessionLimits
 
 if TYPE_CHECKING:
     from maypole.engine.engine import Engine
@@ -26,7 +28,12 @@ def open_app(
     if name in engine.adapters:
         raise ConfigError("name", name, "a name that no adapter has")
     dynamic = options.adapters if options.allow_dynamic else None
-    return engine, create_app(engine, name=name, limits=limits_of(options), keys=keys, hosts=hosts, dynamic=dynamic)
+    app = create_app(
+        engine, name=name, limits=limits_of(options), keys=keys, hosts=hosts, dynamic=dynamic,
+        capacity=Capacity(options.latency_tokens, options.throughput_tokens),
+        sessions=SessionLimits(sessions=options.max_sessions, ttl=options.session_ttl),
+    )  # fmt: skip
+    return engine, app
 
 
 def served_name(options: "ServeOptions") -> str:

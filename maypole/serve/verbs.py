@@ -1,15 +1,22 @@
-"""The command that serves a model. Loads torch and the web server only when it runs."""
+"""The commands that serve a model and run a program. Load torch and the web server only when they run."""
 
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from maypole.core.config import DryRun, ModelOptions, pass_on, required, setting
+from maypole.core.artifact import Artifact
+from maypole.core.atomic import write_atomic
+from maypole.core.config import DryRun, ModelOptions, RunOptions, check, pass_on, required, setting
 from maypole.core.errors import ConfigError, MissingExtra, UserError
+from maypole.core.identity import plain
 from maypole.serve.names import ADAPTER_NAME
+
+if TYPE_CHECKING:
+    from maypole.serve.parrot.program import ProgramResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,10 @@ class ServeOptions(ModelOptions):
     max_tokens: int | None = setting(None, help="most tokens of a completion; default: what the context holds")
     timeout: float = setting(600.0, help="seconds an answer may take")
     stall: float = setting(5.0, help="seconds without a step of the engine after which /health fails")
+    latency_tokens: int = setting(8192, help="tokens that programs have under way beside a call that is wanted soon")
+    throughput_tokens: int = setting(65536, help="tokens that programs have under way where none is")
+    max_sessions: int = setting(2048, help="programs that are open at once")
+    session_ttl: float = setting(3600.0, help="seconds after its last use at which a program's session ends")
     drain: int = setting(30, help="seconds that answers under way have to finish when the server is stopped")
     max_seqs: int | None = setting(None, help="completions that run at once")
     kv_bytes: str = setting("auto", help='memory for keys and values, such as "1GiB"')
@@ -44,9 +55,11 @@ class ServeOptions(ModelOptions):
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise ConfigError("port", self.port, "0 to 65535")
+        if not 0 < self.latency_tokens <= self.throughput_tokens:
+            raise ConfigError("latency_tokens", self.latency_tokens, "1 to --throughput-tokens")
         for field in (
             "max_queue", "max_per_key", "read_timeout", "max_tokens", "timeout", "stall", "max_seqs", "threads",
-            "replicas",
+            "replicas", "max_sessions", "session_ttl",
         ):
             value = getattr(self, field)
             if value is not None and not value > 0:
@@ -146,3 +159,118 @@ def serve(
     run(app, **to)
     engine.close()
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramOptions(ModelOptions, RunOptions):
+    """Which program runs, on what, and with which arguments."""
+
+    file: Path | None = setting(None, input=True, help="Python file with a function main")
+    model: str | None = setting(None, input=True, help="model directory or hub id")
+    url: tuple[str, ...] = setting((), help="OpenAI-compatible endpoints to run on, instead of or beside --model")
+    server: str | None = setting(None, help="a maypole serve that runs the whole program, instead of --model")
+    arg: tuple[str, ...] = setting((), help="arguments of main: NAME=TEXT")
+    engines: int = setting(1, help="engines over one copy of --model")
+    criteria: str = setting("latency", help="how soon results are wanted: latency or throughput")
+    tokenize: str = setting("rendered", help="rendered: prompts are read as one text; segment: piece by piece")
+    cache_scope: str = setting("session", help="who may share prompts: session, key or public")
+    latency_tokens: int = setting(8192, help="tokens under way on an engine beside a call that is wanted soon")
+    throughput_tokens: int = setting(65536, help="tokens under way on an engine where none is")
+    dot: Path | None = setting(None, key=False, help="write the program's graph for GraphViz")
+
+    def __post_init__(self) -> None:
+        check("criteria", self.criteria, ("latency", "throughput"))
+        check("tokenize", self.tokenize, ("rendered", "segment"))
+        check("cache_scope", self.cache_scope, ("session", "key", "public"))
+        if self.engines < 1:
+            raise ConfigError("engines", self.engines, "a whole number above 0")
+        if not 0 < self.latency_tokens <= self.throughput_tokens:
+            raise ConfigError("latency_tokens", self.latency_tokens, "1 to --throughput-tokens")
+        if self.server and (self.model or self.url):
+            raise ConfigError("server", self.server, "no --model and no --url beside it")
+        wrong = next((arg for arg in self.arg if not re.match(r"[A-Za-z_]\w*=", arg)), None)
+        if wrong is not None:
+            raise ConfigError("arg", wrong, "NAME=TEXT")
+        pass_on(ProgramOptions, self)
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """What main is given."""
+        return dict(arg.split("=", 1) for arg in self.arg)
+
+
+def program(
+    file: Annotated[Path | None, Parameter(name="FILE", help="Python file with a function main")] = None,
+    /,
+    *,
+    config: ProgramOptions | None = None,
+) -> "ProgramResult | Artifact | DryRun":
+    """Run a program of many calls where the engines are, and show what each call cost.
+
+    Calls whose inputs are there run together; what their prompts begin with in common is computed once.
+
+        maypole serve program summary.py --model base --arg text="A long story."
+        maypole serve program summary.py --server http://127.0.0.1:8000 --arg text="A long story."
+    """
+    options = config or ProgramOptions()
+    chosen = file or options.file
+    if chosen is None:
+        raise UserError("is required", "FILE", "a Python file with a function main")
+    if not (options.model or options.url or options.server):
+        required(options, "model")
+    from maypole.serve.parrot.program import load_program
+
+    main = load_program(chosen)
+    if options.dry_run:
+        return DryRun(files=("result.json",) if options.out else ())
+    if options.out is None:
+        return _run_program(main, options)
+    from maypole.models import hub
+
+    inputs = {**hub.commits(options), "file": str(chosen)}
+    with Artifact.open(
+        options.out, kind="program", config=options, inputs=inputs, seed=options.seed, force=options.force
+    ) as artifact:
+        if artifact.finished:
+            return artifact
+        result: Any = plain(_run_program(main, options).to_json())
+        write_atomic(artifact.path / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        return artifact.finish({n: value for n, value in result.items() if isinstance(value, int | float)})
+
+
+def _run_program(main: Any, options: ProgramOptions) -> "ProgramResult":
+    from maypole.serve.parrot.backends import Runtime
+    from maypole.serve.parrot.client import Session
+    from maypole.serve.parrot.pictures import dot
+    from maypole.serve.parrot.placement import Capacity
+    from maypole.serve.parrot.program import run_program
+
+    settings: Any = {"seed": options.seed, "tokenize": options.tokenize, "cache_scope": options.cache_scope}
+    criteria: Any = options.criteria
+    if options.server:
+        result = run_program(main, Session(url=options.server, **settings), options.arguments, criteria=criteria)
+    else:
+        capacity = Capacity(options.latency_tokens, options.throughput_tokens)
+        with Runtime([*_engines(options), *options.url], capacity=capacity) as runtime:
+            result = run_program(main, Session(runtime, **settings), options.arguments, criteria=criteria)
+    if options.dot is not None:
+        write_atomic(options.dot, dot(result.graph))
+    return result
+
+
+def _engines(options: ProgramOptions) -> list[Any]:
+    """Engines that share the weights of one model."""
+    if not options.model:
+        return []
+    from maypole.engine.engine import Engine
+    from maypole.engine.opening import open_engine
+
+    if options.engines == 1:
+        return [open_engine(options)]
+    from maypole.models.loading import load
+
+    lm = load(
+        options.model, adapter=options.adapter, device=options.device, dtype=options.dtype,
+        quantization=options.quantization, revision=options.revision, trust_remote_code=options.trust_remote_code,
+    )  # fmt: skip
+    return [Engine(lm) for _ in range(options.engines)]

@@ -56,7 +56,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of a semantic function: `name` is for people, `models` those that may run it, the first that is served."""
+    """One call of a semantic function: `name` is for people; the first of `models` that is served runs it."""
 
     template: str
     inputs: Mapping[str, Given] = field(default_factory=dict)

@@ -3,10 +3,10 @@
 Nodes are tasks, edges variables; contents are never shown here. Also GraphViz's language.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from maypole.serve.parrot.graph import Graph, Task, Variable
+from maypole.serve.parrot.graph import Task, Variable
 
 
 def node(task: Task) -> dict[str, Any]:
@@ -47,17 +47,18 @@ def totals(tasks: Iterable[Task]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def dot(graph: Graph) -> str:
-    """The graph for GraphViz: boxes are calls, arrows variables."""
+def dot(graph: Mapping[str, Any]) -> str:
+    """A snapshot for GraphViz: boxes are calls, arrows variables."""
     lines = ["digraph program {", "  rankdir=LR; node [shape=box];"]
-    for task in graph.tasks.values():
-        lines.append(f"  {_quoted(task.id)} [label={_quoted(f'{task.call.name} {task.objective.name.lower()}')}];")
-    for variable in graph.variables.values():
-        if variable.producer is None:
-            lines.append(f"  {_quoted(variable.id)} [label={_quoted(variable.name)}, shape=plaintext];")
-        source = variable.producer.id if variable.producer else variable.id
-        for task in variable.consumers:
-            lines.append(f"  {_quoted(source)} -> {_quoted(task.id)} [label={_quoted(variable.name)}];")
+    for task in graph["nodes"]:
+        label = f"{task['function']} {task['objective']}"
+        lines.append(f"  {_quoted(task['id'])} [label={_quoted(label)}];")
+    for variable in graph["edges"]:
+        if variable["from"] is None:
+            lines.append(f"  {_quoted(variable['id'])} [label={_quoted(variable['name'])}, shape=plaintext];")
+        for task in variable["to"]:
+            source = variable["from"] or variable["id"]
+            lines.append(f"  {_quoted(source)} -> {_quoted(task)} [label={_quoted(variable['name'])}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 

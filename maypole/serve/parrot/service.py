@@ -7,7 +7,7 @@ loop, on which all of it is called. Knows nothing about HTTP or Python functions
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
@@ -34,14 +34,18 @@ class StillWaiting(UserError):
 
 
 class Service:
-    """Sessions on `hosts`; the names of hosts differ."""
+    """Sessions on `hosts`, whose names differ; `on_output` is told of every completion."""
 
-    def __init__(self, hosts: Sequence[Host], *, limits: SessionLimits | None = None) -> None:
+    def __init__(
+        self, hosts: Sequence[Host], *, limits: SessionLimits | None = None,
+        on_output: Callable[[Output], None] = lambda output: None,
+    ) -> None:  # fmt: skip
         self.hosts = {host.name: host for host in hosts}
+        self._on_output = on_output
         self.limits = limits or SessionLimits()
         self.sessions: dict[str, Session] = {}
         self.scheduler = Scheduler([_load(host) for host in hosts])
-        self._opened = self._begun = self._characters = 0
+        self._opened = self._begun = self._variables = self._characters = 0
         self._waiting: dict[Job, asyncio.Future[HostLoad]] = {}
 
     def open(self, *, seed: int | None = None, owner: int | None = None, ttl: float | None = None) -> Session:
@@ -69,6 +73,7 @@ class Service:
         if self.sessions.pop(session.id, None) is None:
             return
         session.end()
+        self._variables -= len(session.graph.variables)
         self._characters -= session.characters
         for work in session.working.values():
             work.cancel()
@@ -82,6 +87,7 @@ class Service:
             if not any(host.serves(self._model(call)) for host in self.hosts.values()):
                 raise UserError(f"no model {call.models[0]!r}", f"call {at}: models", "a model that is served")
         made = session.graph.add(calls)
+        self._hold(session, sum(map(len, made)), size)
         now = asyncio.get_running_loop().time()
         for task in (task for tasks in made for task in tasks):
             task.times.submitted = now
@@ -106,6 +112,7 @@ class Service:
         """A variable that `set` gives its value."""
         self.use(session)
         self._room(session, 1, len(name))
+        self._hold(session, 1, len(name))
         return session.graph.variable(name)
 
     def set(self, session: Session, variable: Variable, content: str) -> None:
@@ -113,9 +120,9 @@ class Service:
         self.use(session)
         if variable.producer is not None:
             raise UserError("is the output of a call", f"variable {variable.name}", "an input without a value")
-        if not variable.done:
-            self._room(session, 0, len(content))
+        self._room(session, 0, len(content))
         self._set(session, variable, content)
+        self._hold(session, 0, len(content))
 
     async def get(
         self, session: Session, variable: Variable, criteria: Criteria = "throughput", timeout: float | None = None
@@ -166,15 +173,17 @@ class Service:
         limits = self.limits
         if len(session.graph.variables) + tasks > 2 * limits.tasks or len(session.graph.tasks) + tasks > limits.tasks:
             raise TooMany(f"a session has {limits.tasks:,} tasks at most", "session", "a new session")
+        if self._variables + tasks > 2 * limits.all_tasks:
+            raise TooMany(f"the sessions have {self._variables:,} variables together", "session", "fewer")
         if session.characters + size > limits.characters:
             raise TooMany(f"a session holds {limits.characters:,} characters at most", "session", "a new session")
         if self._characters + size > limits.all_characters:
             raise TooMany("the sessions' texts fill the memory they may have", "session", "fewer or shorter texts")
-        self._hold(session, size)
 
-    def _hold(self, session: Session, size: int) -> None:
+    def _hold(self, session: Session, variables: int, size: int) -> None:
         session.characters += size
         self._characters += size
+        self._variables += variables
 
     def _want(self, session: Session, variable: Variable, criteria: Criteria) -> None:
         changed = session.graph.want(variable, criteria)
@@ -210,7 +219,8 @@ class Service:
             return
         if any(follower.previous is task for follower in task.output.consumers):
             session.said[task] = [*parts, host.said(output)]
-        self._hold(session, len(text))
+        self._on_output(output)
+        self._hold(session, 0, len(text))
         task.state, task.times.ended = "done", asyncio.get_running_loop().time()
         session.touched(task)
         self._set(session, task.output, text)

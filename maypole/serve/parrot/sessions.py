@@ -27,17 +27,18 @@ class Unknown(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLimits:
-    """Sessions at once; tasks and characters (templates, inputs and outputs) of one, characters of all together, and
-    the seconds after its last use at which a session ends."""
+    """Sessions at once; tasks and characters (templates, inputs and outputs) of one, and of all together; and the
+    seconds after its last use at which a session ends."""
 
     sessions: int = 2048
     tasks: int = 4096
+    all_tasks: int = 2**16
     characters: int = 2**24
     all_characters: int = 2**28
     ttl: float = 3600.0
 
     def __post_init__(self) -> None:
-        for name in ("sessions", "tasks", "characters", "all_characters", "ttl"):
+        for name in ("sessions", "tasks", "all_tasks", "characters", "all_characters", "ttl"):
             if not getattr(self, name) > 0:
                 raise ConfigError(name, getattr(self, name), "a number above 0")
 

@@ -184,7 +184,7 @@ def test_pictures_show_no_contents():
     secret = graph.variable("input")
     graph.set(secret, "SECRET")
     task = graph.add([call(Ref(secret.id), "SECRET")])[0][0]
-    shown = str([node(task), *map(edge, graph.variables.values())]) + dot(graph)
-    assert "SECRET" not in shown
+    document = {"nodes": [node(task)], "edges": [edge(variable) for variable in graph.variables.values()]}
+    assert "SECRET" not in str(document) + dot(document)
     assert node(task)["column"] == 0
-    assert '"' + secret.id + '" -> "' + task.id + '" [label="input"]' in dot(graph)
+    assert '"' + secret.id + '" -> "' + task.id + '" [label="input"]' in dot(document)

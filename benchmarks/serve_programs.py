@@ -1,0 +1,214 @@
+"""Programs of many calls: given to maypole's server whole, beside the same server asked call by call, and a peer's.
+
+A random Llama of 11M parameters (S) in fp32, greedy, every side behind HTTP with a client 244 ms away. A chain of 16
+parts; a map-reduce of 16; 32 questions to two applications whose system prompts have 1,000 tokens; eight agents that
+write, review and revise files in three rounds; and eight chats beside a map-reduce. Where a gain comes from is told by
+cases that differ in one thing: *sharing* compares the client's calls with and without the server's prefix cache, *no
+round trips* the client where it is and a client at no distance, *one program* that client and the whole program at a
+distance; *all* is everything together, and *llama.cpp's server* the same weights there. Seconds are the client's;
+for chats beside a map-reduce they are the mean seconds of a chat, or those of the map-reduce.
+
+Where there is nothing to share (short prompts), no one to wait for (one call), or no distance, the gain must vanish.
+"""
+
+import asyncio
+import random
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from peers.random_llamas import language_model, random_llama
+from peers.served import PATIENCE, completions, cpu_seconds, peak_rss_bytes, served
+from side_by_side import Arm, Case, Measured, main
+
+from maypole.claims.parrot_programs import (
+    Program,
+    agents,
+    chain,
+    map_reduce,
+    one_by_one,
+    results,
+    shared_prompts,
+    words,
+)
+from maypole.serve.parrot.backends import Remote
+from maypole.serve.parrot.calls import Call
+
+RTT, SPREAD = 0.244, 0.025
+"""Seconds to the server and back: mean and deviation of 100 measurements in the artifact of arXiv 2405.19888."""
+KINDS = ("chain", "map-reduce", "shared prompts", "agents", "chats beside", "map-reduce beside")
+WHOLE: dict[str, Any] = {"side": "program", "rtt": RTT}
+CACHED: dict[str, Any] = {"side": "client", "rtt": RTT, "cached": True}
+PLAIN: dict[str, Any] = {"side": "client", "rtt": RTT, "cached": False}
+NEAR: dict[str, Any] = {"side": "client", "rtt": 0.0, "cached": True}
+LLAMA_CPP: dict[str, Any] = {"side": "llama_cpp.server", "rtt": RTT}
+
+
+def cases(quick: bool) -> list[Case]:
+    """Quick: everything together, and against the peer; one round."""
+    rounds = 1 if quick else 3
+
+    def case(work: str, gain: str, ours: Arm, peer: str, theirs: Arm, target: float | None = None) -> Case:
+        both = {"work": work, "size": "S"}
+        return Case(
+            name=f"{work}: {gain}", ours={**ours, **both}, peers={peer: {**theirs, **both}}, unit="programs",
+            check=None, tolerance=0.0, clock="wall", rounds=rounds, target=target,
+            needs=("llama_cpp", "gguf") if peer.startswith("llama.cpp") else (),
+        )  # fmt: skip
+
+    def of(work: str, most: float, peer: float) -> list[Case]:
+        found = [
+            case(work, "all", WHOLE, "client, no cache", PLAIN, most),
+            case(work, "llama.cpp's server", WHOLE, "llama.cpp's server", LLAMA_CPP, peer),
+        ]
+        parts = [
+            case(work, "sharing", CACHED, "client, no cache", PLAIN),
+            case(work, "no round trips", NEAR, "client", CACHED),
+            case(work, "one program", WHOLE, "client at no distance", NEAR),
+        ]
+        return found if quick else [*found, *parts]
+
+    targets = {
+        "chain": (1.2, 1.2), "map-reduce": (1.1, 1.5), "shared prompts": (2.0, 2.0), "agents": (2.0, 2.0),
+        "chats beside": (1.0, 1.0), "map-reduce beside": (1.0, 1.0),
+    }  # fmt: skip
+    opposites = [
+        case("one call", "all", WHOLE, "client, no cache", PLAIN),
+        case("short prompts", "sharing", CACHED, "client, no cache", PLAIN),
+        case("chain", "one program at no distance", {**WHOLE, "rtt": 0.0}, "client at no distance", NEAR),
+    ]
+    return [*(one for work in KINDS for one in of(work, *targets[work])), *opposites]
+
+
+def programs(work: str) -> tuple[Program, Program]:
+    """(The program that is measured, what runs beside it.)"""
+    parts = [words(150, 0, "part", n) for n in range(16)]
+    if work == "chain":
+        return chain(parts, 16), []
+    if work == "map-reduce":
+        return map_reduce(parts, 32), []
+    if work == "shared prompts":
+        systems = [words(500, 0, "system", n) for n in range(2)]
+        return shared_prompts(systems, [words(8, 0, n) for n in range(32)], 32), []
+    if work == "short prompts":
+        return shared_prompts([words(4, 0, "system")], [words(60, 0, n) for n in range(32)], 32), []
+    if work == "agents":
+        return agents(words(40, 0, "task"), 8, 3, (24, 16)), []
+    if work == "one call":
+        return map_reduce(parts, 32)[:1], []
+    chats = shared_prompts([words(20, 0, "system")], [words(40, 0, "chat", n) for n in range(8)], 24)
+    reduce = map_reduce(parts, 48)
+    return (chats, reduce) if work == "chats beside" else (reduce, chats)
+
+
+def measure(arm: Arm) -> Measured:
+    """Serve the model, warm it up, and run the program, with what belongs beside it."""
+    lm = language_model(random_llama(arm["size"]))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = _llama_cpp(lm, folder) if arm["side"] == "llama_cpp.server" else _maypole(lm, folder)
+        del lm
+        with served(command, folder / "log") as (url, process):
+            completions(url, "model", ["warm up"] * 2, 4)
+            cpu = cpu_seconds(process)
+            texts, seconds = _ran(url, arm)
+            spent, peak = cpu_seconds(process) - cpu, peak_rss_bytes(process)
+    check = {str(n): float(zlib.crc32(text.encode())) for n, text in enumerate(texts)}
+    return Measured(amount=1.0, wall_seconds=seconds, cpu_seconds=spent, peak_rss_bytes=peak, check=check)
+
+
+def _maypole(lm: Any, folder: Path) -> list[str]:
+    from maypole.models.saving import save
+
+    save(lm, folder / "model")
+    command = [sys.executable, "-m", "maypole.cli.main", "serve", str(folder / "model"), "--dtype", "float32"]
+    return [*command, "--threads", "1", "--max-seqs", "64", "--port", "{port}"]
+
+
+def _llama_cpp(lm: Any, folder: Path) -> list[str]:
+    from maypole.models.gguf import export_gguf
+
+    export_gguf(lm, folder / "model.gguf", dtype="f32")
+    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(folder / "model.gguf"), "--port", "{port}"]
+    command += ["--n_threads", "1", "--n_threads_batch", "1", "--logits_all", "false", "--n_ctx", "4096"]
+    return [*command, "--type_k", "0", "--type_v", "0"]  # as exact as the weights
+
+
+def _ran(url: str, arm: Arm) -> tuple[list[str], float]:
+    """What the program said, and the seconds that count."""
+    program, beside = programs(arm["work"])
+    run = _whole if arm["side"] == "program" else _calls
+    chats = arm["work"] == "chats beside"
+
+    async def everything() -> tuple[list[str], float]:
+        other = asyncio.ensure_future(run(url, arm, beside, 1, "throughput")) if beside else None
+        if not chats:
+            said, seconds = await run(url, arm, program, 0, "latency")
+        else:  # each by itself, one every 100 ms
+            async def chat(n: int) -> tuple[list[str], float]:
+                await asyncio.sleep(0.1 * (n + 1))
+                return await run(url, arm, [program[n]], 2 + n, "latency")
+
+            found = await asyncio.gather(*(chat(n) for n in range(len(program))))
+            said, seconds = [text for texts, _ in found for text in texts], sum(s for _, s in found) / len(found)
+        if other is not None:
+            await other
+        return said, seconds
+
+    return asyncio.run(everything())
+
+
+async def _calls(url: str, arm: Arm, program: Program, seed: int, criteria: str) -> tuple[list[str], float]:
+    """Each call a request of a client that waits for what it needs."""
+    draw = random.Random(seed)
+    salts = iter(range(10**6))
+    async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False, limits=httpx.Limits(max_connections=64)) as http:
+
+        async def ask(call: Call, prompt: str) -> str:
+            body: dict[str, Any] = {
+                "model": "model", "prompt": prompt, "max_tokens": call.outputs["o"].sampling.max_tokens,
+                "temperature": 0.0, "ignore_eos": True, "repeat_penalty": 1.0,
+            }  # fmt: skip
+            if arm.get("cached") is False:
+                body["cache_salt"] = f"{seed} {next(salts)}"
+            trip = draw.gauss(arm["rtt"], SPREAD) if arm["rtt"] else 0.0
+            await asyncio.sleep(trip / 2)
+            answer = (await http.post(f"{url}/v1/completions", json=body)).raise_for_status().json()
+            await asyncio.sleep(trip / 2)
+            return answer["choices"][0]["text"]
+
+        begin = time.perf_counter()
+        said = await one_by_one(program, ask)
+        return said, time.perf_counter() - begin
+
+
+async def _whole(url: str, arm: Arm, program: Program, seed: int, criteria: Any) -> tuple[list[str], float]:
+    """The program goes out, and its results are asked for: two exchanges, whatever its calls are."""
+    session = await asyncio.to_thread(Remote, url)
+    draw = random.Random(seed)
+
+    async def trip() -> None:
+        await asyncio.sleep(draw.gauss(arm["rtt"], SPREAD) if arm["rtt"] else 0.0)
+
+    def there(work: Any) -> Awaitable[Any]:
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, session.loop))
+
+    begin = time.perf_counter()
+    await trip()
+    ids = [found[0] for found in await there(session.submit(program))]
+    await trip()
+    await asyncio.gather(*(there(session.get(ids[at], criteria, None)) for at in results(program)))
+    seconds = time.perf_counter() - begin
+    said = [await there(session.get(id, criteria, None)) for id in ids]
+    await there(session.close())
+    await asyncio.to_thread(session.end)
+    return said, seconds
+
+
+if __name__ == "__main__":
+    main("serve_programs", cases, measure, "llama-cpp-python")
