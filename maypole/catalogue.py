@@ -194,7 +194,7 @@ SYSTEMS: tuple[System, ...] = (
     _system(
         "parrot", "Parrot: semantic variables", "2405.19888",
         "serve", "run_program", "serve program",
-        "programs of many calls: run together what can, compute shared text once",
+        "programs of many calls: run together what can, compute shared text once", built=True,
     ),
     _system(
         "theory-of-mind", "Higher-order theory of mind", "2405.18870",

@@ -14,7 +14,7 @@ THINGS = ("the well", "the mill", "the bees", "the bridge")
 
 
 def furnish(folder: Path) -> None:
-    """Put a model (`base`, and as `reference`), keys, an adapter and rows of every common type into `folder`."""
+    """Put a model (`base`, and as `reference`), keys, an adapter, a program and all common rows into `folder`."""
     for name in ("base", "reference"):
         (folder / name).symlink_to(BASE)
     facts = [(name, thing) for name in NAMES for thing in THINGS]
@@ -31,6 +31,7 @@ def furnish(folder: Path) -> None:
     (folder / "keys.txt").write_text("a-key\n")
     (folder / "adapters" / "fr").mkdir(parents=True)
     (folder / "adapters" / "fr" / "adapter_config.json").write_text("{}")
+    (folder / "summary.py").symlink_to(Path(__file__).parent.parent / "examples" / "summary.py")
     (folder / "corpus").mkdir()
     write_rows(folder / "corpus" / "a.jsonl", texts[:12])
     write_rows(folder / "corpus" / "b.jsonl.gz", texts[12:])

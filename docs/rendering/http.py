@@ -3,6 +3,7 @@
 from typing import Any
 
 from maypole.serve import bodies
+from maypole.serve.parrot import bodies as programs
 from rendering.tables import table
 
 ROUTES = {
@@ -11,6 +12,11 @@ ROUTES = {
     "POST /v1/embeddings": bodies.Embeddings,
     "POST /tokenize": bodies.Tokenize,
     "POST /detokenize": bodies.Detokenize,
+    "POST /v1/sessions": programs.SessionBody,
+    "POST /v1/semantic_calls": programs.CallBody,
+    "POST /v1/semantic_calls/batch": programs.BatchBody,
+    "POST /v1/variables": programs.VariableBody,
+    "PUT /v1/variables/{id}": programs.ValueBody,
 }
 _BOUNDS = {
     "minimum": "at least {}", "exclusiveMinimum": "above {}", "maximum": "at most {}", "exclusiveMaximum": "below {}",

@@ -39,7 +39,7 @@ def test_every_route_is_described_with_its_body_and_errors():
     found = call(app, "GET", "/openapi.json").json()
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
-            assert ("requestBody" in operation) is (method == "post"), path
+            assert ("requestBody" in operation) is (method in ("post", "put")), path
             assert operation["responses"]["400"]["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
     chat = found["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"model", "messages"} == set(chat["required"])

@@ -70,8 +70,9 @@ class Runtime:
     """Engines that sessions share: `Engine`s, URLs of OpenAI-compatible endpoints, or hosts; `capacity` bounds each."""
 
     def __init__(
-        self, engines: Sequence[Any], *, capacity: Capacity | None = None, limits: SessionLimits | None = None
-    ) -> None:
+        self, engines: Any, *, capacity: Capacity | None = None, limits: SessionLimits | None = None
+    ) -> None:  # fmt: skip
+        engines = list(engines) if isinstance(engines, list | tuple) else [engines]
         if not engines:
             raise UserError("there is no engine", "engines", "an Engine or the URL of an endpoint")
         self._owned: list[Any] = []
@@ -207,7 +208,8 @@ class Remote:
                 event = json.loads(text)
                 if "error" in event:
                     raise _refusal(text, 500)
-                yield event["text"]
+                if event["text"]:
+                    yield event["text"]
 
     async def graph(self) -> dict[str, Any]:
         return await self._ask("GET", f"/sessions/{self._id}/graph")

@@ -123,7 +123,7 @@ class Session:
     """
 
     def __init__(
-        self, engines: "Runtime | Sequence[Any] | None" = None, *, url: str | None = None, api_key: str | None = None,
+        self, engines: "Runtime | Any | None" = None, *, url: str | None = None, api_key: str | None = None,
         seed: int | None = None, tokenize: Tokenize = "rendered", cache_scope: CacheScope = "session",
         timeout: float | None = 600.0,
     ) -> None:  # fmt: skip
@@ -138,7 +138,7 @@ class Session:
         if url is not None:
             self.backend: Backend = Remote(url, api_key=api_key, seed=seed)
         else:
-            runtime = engines if isinstance(engines, Runtime) else Runtime(engines or ())
+            runtime = engines if isinstance(engines, Runtime) else Runtime(engines)
             self._owned = None if isinstance(engines, Runtime) else runtime
             self.backend = runtime.session(seed)
 

@@ -128,20 +128,16 @@ class Service:
         self, session: Session, variable: Variable, criteria: Criteria = "throughput", timeout: float | None = None
     ) -> str:
         """The value of a variable once it has one; VariableFailed where it never will, StillWaiting after `timeout`."""
-        async with aclosing(self.stream(session, variable, criteria, timeout)) as pieces:
-            async for _ in pieces:
-                pass
-        assert variable.content is not None
-        return variable.content
+        self._ask(session, variable, criteria)
+        if not variable.done:
+            await self._more(session, variable, timeout, timeout, ended=True)
+        return _content(variable)
 
     async def stream(
         self, session: Session, variable: Variable, criteria: Criteria = "throughput", timeout: float | None = None
     ) -> AsyncGenerator[str, None]:
         """The value of a variable piece by piece; in one where it is transformed, or nobody says it now."""
-        self.use(session)
-        if not variable.done:
-            self._want(session, variable, criteria)
-            self.flush(session)
+        self._ask(session, variable, criteria)
         clock, told, at = asyncio.get_running_loop().time, "", 0
         until = None if timeout is None else clock() + timeout
         while not variable.done:
@@ -151,18 +147,30 @@ class Service:
                 told += piece
                 yield piece
                 continue
-            try:
-                await asyncio.wait_for(session.changed(variable), None if until is None else until - clock())
-            except TimeoutError:
-                raise _late(variable, timeout or 0.0) from None
-            self.use(session)
-        if variable.error is not None:
-            raise VariableFailed(variable.name, variable.error.cause)
-        content = variable.content or ""
+            left = None if until is None else until - clock()
+            await self._more(session, variable, timeout, left, ended=False)
+        content = _content(variable)
         if not content.startswith(told):  # begun anew elsewhere, and said otherwise there
             raise RemoteError(f"variable {variable.name}: the engine failed while it was read", retryable=True)
         if len(content) > len(told):
             yield content[len(told) :]
+
+    def _ask(self, session: Session, variable: Variable, criteria: Criteria) -> None:
+        """Somebody wants `variable`: what has to run for it runs accordingly."""
+        self.use(session)
+        if not variable.done:
+            self._want(session, variable, criteria)
+            self.flush(session)
+
+    async def _more(
+        self, session: Session, variable: Variable, timeout: float | None, left: float | None, *, ended: bool
+    ) -> None:
+        """Wait `left` of `timeout` seconds for more of `variable`, or for all of it."""
+        try:
+            await session.changed(variable, left, ended=ended)
+        except TimeoutError:
+            raise _late(variable, timeout or 0.0) from None
+        self.use(session)
 
     def _model(self, call: Call) -> str | None:
         """The first of the call's models that is served, or the first."""
@@ -354,6 +362,14 @@ def _salt(session: Session, task: Task) -> str | None:
     if scope == "session":
         return f"session {session.id}"
     return None if scope == "public" else f"key {session.owner}"
+
+
+def _content(variable: Variable) -> str:
+    """The value of a variable that has one, or never will."""
+    if variable.error is not None:
+        raise VariableFailed(variable.name, variable.error.cause)
+    assert variable.content is not None
+    return variable.content
 
 
 def _cause(error: Exception) -> str:

@@ -60,7 +60,7 @@ class Session:
         self.working: dict[Task, asyncio.Task[None]] = {}
         self.said: dict[Task, list[Part]] = {}
         self.partial: dict[Variable, list[str]] = {}
-        self._waiters: dict[Variable, list[asyncio.Future[None]]] = {}
+        self._waiters: dict[tuple[Variable, bool], list[asyncio.Future[None]]] = {}
         self._seq = 0
         self._watchers: list[_Watcher] = []
 
@@ -71,24 +71,25 @@ class Session:
             raise Unknown("no such variable", "variable", "an id of this session")
         return variable
 
-    async def changed(self, variable: Variable) -> None:
-        """Return when more of `variable` is known, or it will never be."""
-        future = asyncio.get_running_loop().create_future()
-        waiters = self._waiters.setdefault(variable, [])
+    async def changed(self, variable: Variable, timeout: float | None, *, ended: bool) -> None:
+        """Return when more of `variable` is known, or with `ended` all of it; TimeoutError after `timeout` seconds."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters = self._waiters.setdefault((variable, ended), [])
         waiters.append(future)
         try:
-            await future
+            await asyncio.wait_for(future, timeout)
         finally:
             if future in waiters:
                 waiters.remove(future)
-            if not waiters and self._waiters.get(variable) is waiters:
-                del self._waiters[variable]
+            if not waiters and self._waiters.get((variable, ended)) is waiters:
+                del self._waiters[variable, ended]
 
     def tell(self, variable: Variable) -> None:
-        """Wake who waits for `variable`."""
-        for future in self._waiters.pop(variable, ()):
-            if not future.done():
-                future.set_result(None)
+        """Wake who waits for more of `variable`, and if that is all, or will be, who waits for the whole."""
+        for ended in (False, True) if variable.done or self.closed else (False,):
+            for future in self._waiters.pop((variable, ended), ()):
+                if not future.done():
+                    future.set_result(None)
 
     def snapshot(self) -> dict[str, Any]:
         """All nodes (tasks), edges (variables) and totals."""
@@ -126,7 +127,7 @@ class Session:
         for timer in (self.flushing, self.expiring):
             if timer is not None:
                 timer.cancel()
-        for variable in list(self._waiters):
+        for variable, _ in list(self._waiters):
             self.tell(variable)
         for watcher in self._watchers:
             watcher.woken.set()
