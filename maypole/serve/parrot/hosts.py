@@ -131,7 +131,8 @@ class LocalHost:
 
     def _segments(self, parts: Sequence[Part], text: str) -> tuple[Ids, list[tuple[Ids, list[int]]]]:
         """Ids piece by piece, those that were said as they were."""
-        begin = [self._encoded("", special=True)[:1]] if self.engine.tokenizer.bos_token_id is not None else []
+        first, bos = self._encoded("a", special=True)[:1], self.engine.tokenizer.bos_token_id
+        begin = [first] if first[0] == bos else []
         pieces = [part.ids if part.ids is not None else self._encoded(part.text, special=False) for part in parts]
         ids = np.concatenate([*begin, *pieces]).astype(np.int64)
         ends = np.cumsum([len(piece) for piece in pieces]) + sum(map(len, begin))
@@ -149,7 +150,10 @@ class LocalHost:
         with self._lock:
             known = self._read.get((text, special))
         if known is None:
-            found = self.engine.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+            if special:
+                found = self.engine.encode(text)
+            else:
+                found = self.engine.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             known = np.asarray(found, dtype=np.int64)
             with self._lock:
                 if (text, special) not in self._read:
