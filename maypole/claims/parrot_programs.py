@@ -4,7 +4,7 @@ A program is a list of calls with one output, `o`, each; texts come from a seed.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from maypole.core.seeds import derive
 from maypole.engine.request import Sampling
@@ -29,37 +29,35 @@ def words(count: int, seed: int, *names: str | int) -> str:
 
 
 def call(
-    template: str, tokens: int, scope: CacheScope = "session", criteria: Criteria | None = None, name: str = "",
-    **inputs: Given,
+    name: str, template: str, tokens: int, inputs: Mapping[str, Given], scope: CacheScope = "session"
 ) -> Call:  # fmt: skip
     """A call of so many tokens, greedy, whatever the model would end at."""
-    sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-    outputs = {"o": Wanted(sampling, criteria=criteria)}
+    outputs = {"o": Wanted(Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True))}
     return Call(template=f"{template}{{{{o}}}}", inputs=inputs, outputs=outputs, name=name, cache_scope=scope)
 
 
 def chain(parts: Sequence[str], tokens: int) -> Program:
     """Every part is summed up with what was said of those before it."""
-    made = [call("Part: {{part}}\nSummary:", tokens, name="begin", part=Value(parts[0]))]
+    made = [call("begin", "Part: {{part}}\nSummary:", tokens, {"part": Value(parts[0])})]
     for n, part in enumerate(parts[1:]):
         template = "Before: {{before}}\nPart: {{part}}\nSummary:"
-        made.append(call(template, tokens, name="go on", before=Of(n, "o"), part=Value(part)))
+        made.append(call("go on", template, tokens, {"before": Of(n, "o"), "part": Value(part)}))
     return made
 
 
 def map_reduce(parts: Sequence[str], tokens: int) -> Program:
     """Every part is summed up by itself, and then all summaries together."""
-    made = [call("Part: {{part}}\nSummary:", tokens, name="map", part=Value(part)) for part in parts]
+    made = [call("map", "Part: {{part}}\nSummary:", tokens, {"part": Value(part)}) for part in parts]
     holes = "\n".join(f"{{{{s{n}}}}}" for n in range(len(parts)))
     sources: dict[str, Given] = {f"s{n}": Of(n, "o") for n in range(len(parts))}
-    return [*made, call(f"Summaries:\n{holes}\nSummary of all:", tokens, name="reduce", **sources)]
+    return [*made, call("reduce", f"Summaries:\n{holes}\nSummary of all:", tokens, sources)]
 
 
 def shared_prompts(systems: Sequence[str], questions: Sequence[str], tokens: int) -> Program:
     """Applications with a long system prompt each, and users who ask them in turn."""
     return [
-        call(f"{systems[n % len(systems)]}\nUser: {{{{question}}}}\nAnswer:", tokens, "public", name="answer",
-             question=Value(question))
+        call("answer", f"{systems[n % len(systems)]}\nUser: {{{{question}}}}\nAnswer:", tokens,
+             {"question": Value(question)}, "public")
         for n, question in enumerate(questions)
     ]  # fmt: skip
 
@@ -70,20 +68,18 @@ def agents(task: str, files: int, rounds: int, tokens: Sequence[int]) -> Program
     Prompts of a stage begin with the task and all files as they are; `tokens` are those of code and of a review.
     """
     code, review = tokens
-    made = [call(f"{task}\nFile {{{{n}}}}:\n", code, name="write", n=Value(str(n))) for n in range(files)]
+    made = [call("write", f"{task}\nFile {{{{n}}}}:\n", code, {"n": Value(str(n))}) for n in range(files)]
     latest = list(range(files))
     everything = task + "".join(f"\nFile {n}:\n{{{{f{n}}}}}" for n in range(files))
     for _ in range(rounds):
         sources: dict[str, Given] = {f"f{n}": Of(at, "o") for n, at in enumerate(latest)}
         begin = len(made)
         for n in range(files):
-            made.append(
-                call(everything + "\nReview of {{n}}:", review, name="review", n=Value(str(n)), **sources)
-            )
+            asked = {**sources, "n": Value(str(n))}
+            made.append(call("review", everything + "\nReview of {{n}}:", review, asked))
         for n in range(files):
-            said = Of(begin + n, "o")
-            template = everything + "\nAnew {{n}}, after {{said}}:"
-            made.append(call(template, code, name="revise", n=Value(str(n)), said=said, **sources))
+            asked = {**sources, "n": Value(str(n)), "said": Of(begin + n, "o")}
+            made.append(call("revise", everything + "\nAnew {{n}}, after {{said}}:", code, asked))
         latest = [begin + files + n for n in range(files)]
     return made
 

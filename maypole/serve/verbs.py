@@ -204,7 +204,7 @@ def program(
     /,
     *,
     config: ProgramOptions | None = None,
-) -> "ProgramResult | Artifact | DryRun":
+) -> object:
     """Run a program of many calls where the engines are, and show what each call cost.
 
     Calls whose inputs are there run together; what their prompts begin with in common is computed once.
@@ -269,8 +269,6 @@ def _engines(options: ProgramOptions) -> list[Any]:
         return [open_engine(options)]
     from maypole.models.loading import load
 
-    lm = load(
-        options.model, adapter=options.adapter, device=options.device, dtype=options.dtype,
-        quantization=options.quantization, revision=options.revision, trust_remote_code=options.trust_remote_code,
-    )  # fmt: skip
+    fields = ("adapter", "device", "dtype", "quantization", "revision", "trust_remote_code")
+    lm = load(options.model, **{name: getattr(options, name) for name in fields})
     return [Engine(lm) for _ in range(options.engines)]

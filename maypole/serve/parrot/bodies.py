@@ -97,7 +97,7 @@ class CallFields(Fields):
             if not parameter.is_output:
                 inputs[parameter.name] = given_of(parameter.model_dump())
                 continue
-            drawn = (parameter.sampling or OutputSampling()).model_dump()
+            drawn = (parameter.sampling or OutputSampling.model_validate({})).model_dump()
             if drawn["temperature"] < LEAST_TEMPERATURE:
                 drawn["temperature"] = 0.0
             outputs[parameter.name] = wanted_of(drawn, tuple(parameter.transforms), parameter.criteria)

@@ -8,27 +8,16 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import aclosing
-from contextvars import ContextVar, Token
+from contextvars import Token
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from maypole.core.errors import UserError
 from maypole.serve.parrot.backends import Backend, Remote, Runtime
 from maypole.serve.parrot.calls import CacheScope, Call, Criteria, Of, Ref, Tokenize, Value
-from maypole.serve.parrot.functions import TEXT, Kind, SemanticFunction, text_of
+from maypole.serve.parrot.functions import CALLER, TEXT, Caller, Kind, SemanticFunction, text_of
 
 Result = TypeVar("Result")
-
-_current: ContextVar["Session | None"] = ContextVar("session", default=None)
-
-
-def current() -> "Session":
-    """The session of the innermost ``with Session(...)``."""
-    session = _current.get()
-    if session is None:
-        raise UserError("a semantic function is called outside of a session", expected="with Session(...):")
-    return session
-
 
 class Variable:
     """A text that is there or will be; outputs of typed functions are read as their type."""
@@ -129,12 +118,14 @@ class Session:
     ) -> None:  # fmt: skip
         if (engines is None) == (url is None):
             raise UserError("needs one place to run", "Session", "engines=[...] or url=...")
-        self.tokenize, self.cache_scope, self.timeout = tokenize, cache_scope, timeout
+        self.tokenize: Tokenize = tokenize
+        self.cache_scope: CacheScope = cache_scope
+        self.timeout = timeout
         self._owned: Runtime | None = None
         self._lock = threading.Lock()
         self._pending: list[_Asked] = []
         self._sending: asyncio.Lock | None = None
-        self._tokens: list[Token[Session | None]] = []
+        self._tokens: list[Token[Caller | None]] = []
         if url is not None:
             self.backend: Backend = Remote(url, api_key=api_key, seed=seed)
         else:
@@ -186,18 +177,18 @@ class Session:
             self._owned.close()
 
     def __enter__(self) -> "Session":
-        self._tokens.append(_current.set(self))
+        self._tokens.append(CALLER.set(self))
         return self
 
     def __exit__(self, *error: object) -> None:
-        _current.reset(self._tokens.pop())
+        CALLER.reset(self._tokens.pop())
         self.close()
 
     async def __aenter__(self) -> "Session":
         return self.__enter__()
 
     async def __aexit__(self, *error: object) -> None:
-        _current.reset(self._tokens.pop())
+        CALLER.reset(self._tokens.pop())
         await asyncio.to_thread(self.close)
 
     def patience(self, timeout: float | None) -> float | None:

@@ -8,14 +8,26 @@ import inspect
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from maypole.core.errors import ConfigError, DataError
+from maypole.core.errors import ConfigError, DataError, UserError
 from maypole.engine.request import SAMPLING_FIELDS, STRUCTURES, Sampling
 from maypole.serve.parrot.calls import CacheScope, Call, Criteria, Given, Tokenize, Value, Wanted
 from maypole.serve.parrot.template import chains, parse
 from maypole.serve.parrot.transforms import transform_of
+
+
+class Caller(typing.Protocol):
+    """What takes a call: a session."""
+
+    def call(self, function: "SemanticFunction", *args: Any, **kwargs: Any) -> Any: ...
+
+
+CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
+"""The session of the innermost ``with``."""
 
 
 class Input:
@@ -77,10 +89,11 @@ class SemanticFunction:
         self.__doc__ = function.__doc__
         self.template = inspect.cleandoc(function.__doc__ or "") if template is None else template
         self.models = (models,) if isinstance(models, str) else tuple(models)
-        self.tokenize, self.cache_scope = tokenize, cache_scope
-        for field, value, known in (("tokenize", tokenize, Tokenize), ("cache_scope", cache_scope, CacheScope)):
-            if value not in (None, *typing.get_args(known)):
-                raise ConfigError(field, value, typing.get_args(known))
+        self.tokenize: Tokenize | None = tokenize
+        self.cache_scope: CacheScope | None = cache_scope
+        for field, known in (("tokenize", Tokenize), ("cache_scope", CacheScope)):
+            if getattr(self, field) not in (None, *typing.get_args(known)):
+                raise ConfigError(field, getattr(self, field), typing.get_args(known))
         self.signature = inspect.signature(function, eval_str=True)
         self.inputs: dict[str, Any] = {}
         self.outputs: dict[str, Wanted] = {}
@@ -101,9 +114,10 @@ class SemanticFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The output's variable, or a tuple of them in the template's order, in the session of the `with` around it."""
-        from maypole.serve.parrot.client import current
-
-        return current().call(self, *args, **kwargs)
+        caller = CALLER.get()
+        if caller is None:
+            raise UserError("a semantic function is called outside of a session", expected="with Session(...):")
+        return caller.call(self, *args, **kwargs)
 
     def bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Input -> what it is given; TypeError as Python has it where something is missing or unknown."""
@@ -147,11 +161,8 @@ def function(
     ...     Summary:{{summary}}'''
     """
 
-    def made(function: Callable[..., Any]) -> SemanticFunction:
-        return SemanticFunction(
-            function, template=template, models=models, tokenize=tokenize, cache_scope=cache_scope
-        )  # fmt: skip
-
+    options: dict[str, Any] = {"tokenize": tokenize, "cache_scope": cache_scope}
+    made = partial(SemanticFunction, template=template, models=models, **options)
     return made if wrapped is None else made(wrapped)
 
 
@@ -197,4 +208,4 @@ def _held(wanted: Wanted, kind: Kind) -> Wanted:
     if wanted.transforms or any(getattr(wanted.sampling, name) for name in STRUCTURES):
         return wanted
     settings = {f.name: getattr(wanted.sampling, f.name) for f in fields(Sampling)}
-    return replace(wanted, sampling=Sampling(**settings | kind.grammar))
+    return replace(wanted, sampling=Sampling(**{**settings, **kind.grammar}))

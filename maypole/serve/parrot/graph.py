@@ -45,7 +45,8 @@ class Variable:
     def unset(self) -> "list[Variable]":
         """What it waits for and nothing produces: itself or what it is made from."""
         found: list[Variable] = []
-        open_, seen = [self], {self}
+        open_: list[Variable] = [self]
+        seen: set[Variable] = {self}
         while open_:
             variable = open_.pop()
             if variable.done:

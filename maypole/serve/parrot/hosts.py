@@ -60,8 +60,9 @@ class Host(Protocol):
     name: str
     capacity: Capacity
     shares: bool
-    max_length: int | None
 
+    @property
+    def max_length(self) -> int | None: ...
     @property
     def alive(self) -> bool: ...
     def serves(self, model: str | None) -> bool: ...

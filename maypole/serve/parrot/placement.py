@@ -12,6 +12,7 @@ import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from maypole.core.errors import ConfigError
 from maypole.serve.parrot.objectives import LATENCY, Objective
@@ -204,7 +205,7 @@ class Scheduler:
             fitting = [host for host in hosts if host is not kept and host.fits(job)]
             if not fitting:
                 return min(hosts, key=lambda host: host.load - host.cap(job.objective), default=None)
-            best = min(fitting, key=lambda host: _cost(job, host))
+            best = min(fitting, key=partial(_cost, job))
             heapq.heappop(heap)
             job.ticket = 0
             self.waiting -= 1
