@@ -18,26 +18,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from peers.random_llamas import SIZES, language_model, random_llama
+from peers.random_llamas import language_model, random_llama
 from peers.served import completions, cpu_seconds, served
+from peers.workloads import Tokens, Work, ids_of, padded_batches, said, work_of
 from side_by_side import Arm, Case, Measured, main
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from maypole.engine import Engine, EngineConfig, Request, Sampling, ScoreRequest
 
-CHATS = [
-    619, 393, 183, 191, 393, 209, 212, 192, 800, 360, 192, 232, 232, 191, 351, 351, 619, 191, 393, 248, 248, 360, 360,
-    393, 209, 232, 232, 800, 360, 269, 360, 195, 800, 393, 269, 256, 232, 303, 269, 209, 251, 209, 800, 183, 800, 192,
-    393, 192, 212, 313, 800, 196, 195, 212, 195, 351, 393, 351, 232, 251, 232, 196, 351, 360,
-]  # fmt: skip
-"""Tokens of answers in figure 14 of arXiv 2405.19888."""
 SEQUENCES = 16
 """Requests that run at once where lengths are mixed."""
 LLAMA_CPP = {
@@ -48,17 +43,6 @@ LLAMA_CPP = {
     for flash in (True, False)
 }  # fmt: skip
 """Its settings that a user would choose from; the fastest is compared."""
-
-Tokens = list[list[int]]
-
-
-@dataclass(frozen=True)
-class Work:
-    """Prompts, and how many tokens each is continued by; the first `shared` of each prompt are the same."""
-
-    prompts: Tokens
-    lengths: list[int]
-    shared: int = 0
 
 
 def cases(quick: bool) -> list[Case]:
@@ -150,7 +134,7 @@ def measure(arm: Arm) -> Measured:
     if arm["work"] == "score":
         run, amount = _scoring(arm)
     else:
-        work = _work(arm)
+        work = work_of(arm)
         run, amount = _generating(arm, work), sum(work.lengths)
     cpu, wall = time.process_time(), time.perf_counter()
     check = run()
@@ -162,31 +146,15 @@ def _generating(arm: Arm, work: Work) -> Callable[[], dict[str, float]]:
     model = random_llama(arm["size"], arm["dtype"])
     if arm["side"] == "llama.cpp":
         peer = _llama_cpp(arm, model, work)
-        return lambda: _tokens(peer(work.prompts, work.lengths[0], work.shared))
+        return lambda: said(peer(work.prompts, work.lengths[0], work.shared))
     if arm["side"] == "ours":
         engine = Engine(language_model(model), EngineConfig(max_seqs=running, fast_path=arm["fast_path"]))
         engine.generate([_request([1, 2, 3], 2)])
-        return lambda: _tokens([o.token_ids for o in engine.generate([*map(_request, work.prompts, work.lengths)])])
+        return lambda: said([o.token_ids for o in engine.generate([*map(_request, work.prompts, work.lengths)])])
     if arm["side"] == "generate_batch":
-        return lambda: _tokens(_continuous(model, work, arm.get("fitted", False)))
+        return lambda: said(_continuous(model, work, arm.get("fitted", False)))
     model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
-    return lambda: _tokens(_batches(model, work, running))
-
-
-def _batches(model: Any, work: Work, size: int) -> Tokens:
-    """Batches in order of arrival, padded on the left; each runs until its longest is done."""
-    found: Tokens = []
-    for a in range(0, len(work.prompts), size):
-        batch, wanted = work.prompts[a : a + size], work.lengths[a : a + size]
-        width = max(map(len, batch))
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in batch])
-        seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch])
-        new = max(wanted)
-        out = model.generate(
-            ids, attention_mask=seen, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
-        )
-        found += [row[width : width + n].tolist() for row, n in zip(out, wanted)]
-    return found
+    return lambda: said(padded_batches(model, work, running))
 
 
 def _continuous(model: Any, work: Work, fitted: bool) -> Tokens:
@@ -235,7 +203,7 @@ def _served(arm: Arm) -> Measured:
     from maypole.models.saving import save
 
     lm = language_model(random_llama(arm["size"], arm["dtype"]))
-    prompts = [lm.tokenizer.decode(ids) for ids in _work({**arm, "work": "equal"}).prompts]
+    prompts = [lm.tokenizer.decode(ids) for ids in work_of({**arm, "work": "equal"}).prompts]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arm["side"] == "ours":
@@ -258,18 +226,18 @@ def _served(arm: Arm) -> Measured:
             seconds = time.perf_counter() - wall, cpu_seconds(process) - cpu
     amount = sum(answer["usage"]["completion_tokens"] for answer in answers)
     texts = [answer["choices"][0]["text"].encode() for answer in answers]
-    return _measured(amount, *seconds, _tokens([list(text) for text in texts]))
+    return _measured(amount, *seconds, said([list(text) for text in texts]))
 
 
 def _scoring(arm: Arm) -> tuple[Callable[[], dict[str, float]], int]:
     model = random_llama(arm["size"])
     draw = np.random.default_rng(0)
     size = model.config.vocab_size
-    shared = _ids(draw, arm["context"], size)
+    shared = ids_of(draw, arm["context"], size)
     items = []
     for _ in range(arm["count"]):
-        context = shared + _ids(draw, int(draw.integers(10, 31)), size)
-        items.append((context, [_ids(draw, int(draw.integers(4, 20)), size) for _ in range(4)]))
+        context = shared + ids_of(draw, int(draw.integers(10, 31)), size)
+        items.append((context, [ids_of(draw, int(draw.integers(4, 20)), size) for _ in range(4)]))
     amount = sum(len(c) + len(e) for c, ends in items for e in ends)
     if arm["side"] == "ours":
         engine = Engine(language_model(model))
@@ -294,30 +262,8 @@ def _scoring(arm: Arm) -> tuple[Callable[[], dict[str, float]], int]:
     return peer, amount
 
 
-def _work(arm: Arm) -> Work:
-    draw = np.random.default_rng(0)
-    count, vocabulary = arm["count"], SIZES[arm["size"]]["vocab_size"]
-    if arm["work"] == "mixed":
-        prompts = [_ids(draw, int(n), vocabulary) for n in draw.integers(16, 257, count)]
-        lengths = CHATS[:count] if arm["lengths"] == "chats" else draw.integers(183, 801, count)
-        return Work(prompts, [int(n) // 4 for n in lengths])
-    if arm["work"] == "prefix":
-        common = _ids(draw, arm["prefix"], vocabulary)
-        prompts = [common + _ids(draw, arm["tail"], vocabulary) for _ in range(count)]
-        return Work(prompts, [arm["new"]] * count, len(common))
-    return Work([_ids(draw, arm["prompt"], vocabulary) for _ in range(count)], [arm["new"]] * count)
-
-
 def _request(prompt: list[int], new: int) -> Request:
     return Request(prompt, Sampling(max_tokens=new, temperature=0.0, ignore_eos=True))
-
-
-def _ids(draw: np.random.Generator, count: int, vocabulary: int) -> list[int]:
-    return draw.integers(300, vocabulary, count).tolist()
-
-
-def _tokens(said: Tokens) -> dict[str, float]:
-    return {f"{i}.{j}": float(token) for i, row in enumerate(said) for j, token in enumerate(row)}
 
 
 def _measured(amount: float, wall: float, cpu: float, check: dict[str, float]) -> Measured:

@@ -1,11 +1,13 @@
 """Ours and a peer side by side: one process per arm, taking turns, one table, one JSON document, one exit code.
 
 An arm is a dict of settings; the script's own `measure` turns it into a `Measured` in a process of its own, so that
-neither side inherits the other's threads, memory or warm caches. Of several settings of the peer the fastest in a
-first round is the one that is compared. Knows nothing about what is measured.
+neither side inherits the other's threads, memory or warm caches; work that a GPU does is measured in this process. Of
+several settings of the peer the fastest in a first round is the one that is compared. Knows nothing about what is
+measured.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -71,8 +73,17 @@ class Case:
         return f"{', '.join(lacking)} is not installed (make setup-bench)" if lacking else ""
 
 
-def main(name: str, cases: Callable[[bool], Sequence[Case]], measure: Callable[[Arm], Measured], *peers: str) -> None:
-    """The script's whole command line; `cases(quick)` says what is compared, `peers` are the packages compared with."""
+def main(
+    name: str,
+    cases: Callable[[bool], Sequence[Case]],
+    measure: Callable[[Arm], Measured],
+    *peers: str,
+    gpu: str = "",
+) -> None:
+    """The script's whole command line; `cases(quick)` says what is compared, `peers` are the packages compared with.
+
+    With the name of a `gpu` all arms run in this process.
+    """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer cases, rounds and steps")
     parser.add_argument("--only", metavar="TEXT", default="", help="the cases whose name has TEXT in it")
@@ -86,12 +97,13 @@ def main(name: str, cases: Callable[[bool], Sequence[Case]], measure: Callable[[
     chosen = [case for case in cases(options.quick) if options.only in case.name]
     if not chosen:
         parser.error(f"no case has {options.only!r} in its name: {'; '.join(c.name for c in cases(options.quick))}")
-    found = [_compare(case) for case in chosen if not case.missing]
+    run = functools.partial(_here, measure) if gpu else _apart
+    found = [_compare(case, run) for case in chosen if not case.missing]
     document = {
         "name": name,
         "cases": found,
         "skipped": {case.name: case.missing for case in chosen if case.missing},
-        "machine": _machine(),
+        "machine": _machine() | ({"gpu": gpu} if gpu else {}),
         "versions": {**versions(), **{peer: version for peer in peers if (version := _version(peer))}},
     }
     _show(document)
@@ -100,21 +112,26 @@ def main(name: str, cases: Callable[[bool], Sequence[Case]], measure: Callable[[
     sys.exit(0 if all(case["equal"] and case["met"] is not False for case in found) else 1)
 
 
-def _compare(case: Case) -> dict[str, Any]:
+def _compare(case: Case, run: Callable[[Case, Arm], Measured]) -> dict[str, Any]:
+    def measured(label: str, arm: Arm) -> Measured:
+        found = run(case, arm)
+        print(f"{case.name}: {label}: {_rate(case, found):,.0f} {case.unit} per {case.clock} second", file=sys.stderr)
+        return found
+
     rates = {}
     if len(case.peers) > 1:
-        rates = {n: _rate(case, _run(case, n, {**arm, **case.scout})) for n, arm in case.peers.items()}
+        rates = {n: _rate(case, measured(n, {**arm, **case.scout})) for n, arm in case.peers.items()}
     best = max(rates, key=lambda n: rates[n]) if rates else next(iter(case.peers))
     arms = {"ours": case.ours, best: case.peers[best]}
     checks = []
     if case.check is not None:
-        checks = [_run(case, f"{name}, check", {**arm, **case.check}).check for name, arm in arms.items()]
+        checks = [measured(f"{name}, check", {**arm, **case.check}).check for name, arm in arms.items()]
     runs: dict[str, list[Measured]] = {name: [] for name in arms}
     for _ in range(case.rounds):
         for name, arm in arms.items():
-            runs[name].append(_run(case, name, arm))
-    measured = [found[0].check for found in runs.values()]
-    checks = checks or measured
+            runs[name].append(measured(name, arm))
+    first = [found[0].check for found in runs.values()]
+    checks = checks or first
     apart = max(abs(checks[0].get(k, math.inf) - v) / max(abs(v), 1e-12) for k, v in checks[1].items())
     equal = checks[0].keys() == checks[1].keys() and apart <= case.tolerance
     ours, theirs = (statistics.median(_rate(case, r) for r in found) for found in runs.values())
@@ -136,7 +153,7 @@ def _compare(case: Case) -> dict[str, Any]:
         "equal": equal,
         "apart": apart,
         "tolerance": case.tolerance,
-        "agreement": round(_agreement(*measured, case.tolerance), 4),
+        "agreement": round(_agreement(*first, case.tolerance), 4),
         "threads": case.threads,
         "peer_settings": {n: round(rate, 1) for n, rate in rates.items()},
         "peak_rss_bytes": memory,
@@ -154,7 +171,11 @@ def _rate(case: Case, run: Measured) -> float:
     return run.amount / (run.cpu_seconds if case.clock == "cpu" else run.wall_seconds)
 
 
-def _run(case: Case, label: str, arm: Arm) -> Measured:
+def _here(measure: Callable[[Arm], Measured], case: Case, arm: Arm) -> Measured:
+    return measure(arm)
+
+
+def _apart(case: Case, arm: Arm) -> Measured:
     """One arm in a process of its own, with its own cache and without a network."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -162,10 +183,8 @@ def _run(case: Case, label: str, arm: Arm) -> Measured:
         words = [sys.executable, sys.argv[0], "--arm", json.dumps({**arm, "report": str(report)})]
         ran = subprocess.run(words, env={**os.environ, **quiet}, capture_output=True, text=True, check=False)
         if ran.returncode:
-            sys.exit(f"{case.name}, {label}: the process failed\n{ran.stderr[-4000:]}")
-        found = Measured(**json.loads(report.read_text()))
-    print(f"{case.name}: {label}: {_rate(case, found):,.0f} {case.unit} per {case.clock} second", file=sys.stderr)
-    return found
+            sys.exit(f"{case.name}, {arm}: the process failed\n{ran.stderr[-4000:]}")
+        return Measured(**json.loads(report.read_text()))
 
 
 def _show(document: Mapping[str, Any]) -> None:
@@ -187,7 +206,7 @@ def _show(document: Mapping[str, Any]) -> None:
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
     console.print(table)
     machine = document["machine"]
-    console.print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}")
+    console.print(f"{machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, load {machine['load']}")
     if machine["load"] > machine["cores"]:
         console.print("The machine was busy with other work: these ratios are not to be quoted.")
 

@@ -1,4 +1,4 @@
-"""Llamas of two sizes with random weights, and a tokenizer that both maypole and llama.cpp can use."""
+"""Llamas of three sizes with random weights, and a tokenizer that both maypole and llama.cpp can use."""
 
 import itertools
 import string
@@ -15,6 +15,8 @@ SIZES: dict[str, dict[str, int]] = {
           "num_key_value_heads": 5, "vocab_size": 4096},
     "L": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
           "num_key_value_heads": 12, "vocab_size": 32000},
+    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "vocab_size": 32000},
 }  # fmt: skip
 END = "<|end|>"
 NEVER_SAID = 257

@@ -45,7 +45,7 @@ def benchmarks() -> str:
     parts = []
     for file in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         found = json.loads(file.read_text())
-        machine = f"{found['machine']['cpu']}, {found['machine']['cores']} cores"
+        machine = found["machine"].get("gpu") or f"{found['machine']['cpu']}, {found['machine']['cores']} cores"
         names = ["case", "ours", "peer", "unit", "ratio", "target"]
         memory = all("peak_rss_bytes" in case for case in found["cases"])
         names += ["GB ours / peer"] if memory else []

@@ -36,8 +36,9 @@ def embed(
         def run(batch: list[int] = batch) -> None:
             rows = [texts[i] for i in batch]
             hidden = _packed(rows, runner, adapter, layer) if runner.packed else _padded(rows, runner, layer)
-            for i, states in zip(batch, hidden):
-                pooled[i] = _pool(states.float(), pooling, normalize).cpu().numpy()
+            vectors = torch.stack([_pool(states.float(), pooling, normalize) for states in hidden]).cpu().numpy()
+            for i, vector in zip(batch, vectors):
+                pooled[i] = vector
 
         each(run)
     found = [p for p in pooled if p is not None]
@@ -60,8 +61,8 @@ def classify(
             else:
                 with torch.no_grad():
                     found = list(runner.module(**_inputs([texts[i] for i in batch], runner)).logits)
-            for i, row in zip(batch, found):
-                scores[i] = row.float().cpu().numpy()
+            for i, row in zip(batch, torch.stack(found).float().cpu().numpy()):
+                scores[i] = row
 
         each(run)
     kept = [s for s in scores if s is not None]

@@ -153,7 +153,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         sequences = await asyncio.to_thread(
-            self._sequences, requests, lambda s, chunk: call_in(loop, ended.set) if s.done else None
+            self._sequences, requests, lambda s, chunk: call_in(loop, ended.set), last_only=True
         )
         try:
             self._start(sequences)
@@ -286,8 +286,9 @@ class Engine:
 
     def _take(self, lm: LanguageModel, replaced: dict[str, torch.Tensor] | None = None, *, owns: bool = False) -> None:
         """Make `lm` the base; its adapters replace those of the same name."""
-        cuda = next(lm.model.parameters()).device.type == "cuda"
-        free = torch.cuda.mem_get_info()[0] if cuda else None
+        device = next(lm.model.parameters()).device
+        cuda = device.type == "cuda"
+        free = torch.cuda.mem_get_info(device)[0] if cuda else None
         self._bounds = self.config.resolved(cuda=cuda, free_bytes=free)
         runner = Runner(lm.model, replaced, fast_path=self.config.fast_path)
         adapters = {**self._adapters, **updating.adapters_of(lm, runner)}
@@ -311,14 +312,16 @@ class Engine:
                 self._scheduler = Scheduler(self._runner, memory, self._bounds, self._bind, alone=alone)
             return self._scheduler
 
-    def _sequences(self, requests: Sequence[Request], listener: Listener | None = None) -> list[Running]:
+    def _sequences(
+        self, requests: Sequence[Request], listener: Listener | None = None, *, last_only: bool = False
+    ) -> list[Running]:
         self._need("generate")
         scheduler = self._generator()
         made: list[Running] = []
         for i, request in enumerate(requests):
             self._adapter(request.adapter, i)
             target = self._default if request.adapter is None else request.adapter or None
-            made += self._intake.sequences(request, i, target, listener)
+            made += self._intake.sequences(request, i, target, listener, last_only=last_only)
         for sequence in made:
             scheduler.check_fits(len(sequence.prompt), sequence.room)
         return made

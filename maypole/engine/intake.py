@@ -39,8 +39,10 @@ class Intake:
         inputs.check_length(len(ids) + more, self._lm.max_length, index)
         return ids
 
-    def sequences(self, request: Request, index: int, target: str | None, listener: Listener | None) -> list[Running]:
-        """The n completions of a request, to be run by the adapter `target`."""
+    def sequences(
+        self, request: Request, index: int, target: str | None, listener: Listener | None, *, last_only: bool
+    ) -> list[Running]:
+        """The n completions of a request, to be run by the adapter `target`; `listener` as Sequence has it."""
         sampling = request.sampling
         inputs.check_sampling(sampling, self._vocabulary, index)
         prompt = self.prompt(request, index, more=int(sampling.max_tokens > 0))
@@ -49,7 +51,7 @@ class Intake:
         for sample in range(sampling.n):
             text = Detokenizer(self._lm.tokenizer, tuple(sampling.stop), sampling.skip_special_tokens)
             grammar = self._grammars.follower(sampling, f"request {index}")
-            made.append(Running(request, sample, prompt, limit, target, self._ends, text, listener, grammar))
+            made.append(Running(request, sample, prompt, limit, target, self._ends, text, listener, last_only, grammar))
         return made
 
     def scored(self, request: ScoreRequest, index: int) -> list[tuple[Ids, int]]:

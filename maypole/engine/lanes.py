@@ -16,7 +16,7 @@ from torch import nn
 from maypole.engine.adapters import Adapter, Lora
 
 Segment = tuple[Adapter, torch.Tensor | None]
-"""An adapter and the tokens (n,) it applies to, None for all of them."""
+"""An adapter and the tokens (n,) it applies to, counted on the host; None for all of them."""
 
 SEGMENT_COST = {"cpu": 2**20, "cuda": 2**31}
 """Multiply-adds that take as long as what a segment of its own costs besides them: gathering, launching, adding."""
@@ -157,7 +157,7 @@ class Lanes:
     def add(self, name: str, x: torch.Tensor, out: torch.Tensor) -> None:
         """Add to `out` (tokens, d_out), in place, what the adapters of the tokens make of `x` (tokens, d_in)."""
         if self._plan is None:
-            self._plan = self._planned(len(x))
+            self._plan = self._planned(len(x), x.device)
         dense, apart = self._plan
         if dense is not None:
             dense.add(name, x, out)
@@ -172,25 +172,24 @@ class Lanes:
             else:
                 out.index_add_(0, rows, layer(x.index_select(0, rows)).to(out.dtype))
 
-    def _planned(self, tokens: int) -> tuple[Dense | None, Sequence[Segment]]:
+    def _planned(self, tokens: int, device: torch.device) -> tuple[Dense | None, Sequence[Segment]]:
         """What is computed together, and which segments by themselves, in a forward of so many tokens."""
         if self.alone:
-            return None, self._segments
+            return None, _on(device, self._segments)
         together = [segment for segment in self._segments if segment[0].rank]
         apart = [segment for segment in self._segments if not segment[0].rank]
         long = _long(together, tokens) if len(together) > 1 else set()
         apart += [together[i] for i in sorted(long)]
         together = [segment for i, segment in enumerate(together) if i not in long]
-        return self._dense(together, tokens) if together else None, apart
+        return self._dense(together, tokens, device) if together else None, _on(device, apart)
 
-    def _dense(self, segments: Sequence[Segment], tokens: int) -> Dense:
+    def _dense(self, segments: Sequence[Segment], tokens: int, device: torch.device) -> Dense:
         needed = {id(adapter): adapter for adapter, _ in segments}
         stack = self._stacked(list(needed.values()))
         place = {id(adapter): i for i, adapter in enumerate(stack.members)}
-        device = _layer(segments).down.device
         owners = torch.full((tokens,), -1)
         for adapter, rows in segments:
-            owners[slice(None) if rows is None else rows.cpu()] = place[id(adapter)]
+            owners[slice(None) if rows is None else rows] = place[id(adapter)]
         single = len(stack.members) == 1
         rows = torch.nonzero(owners >= 0).squeeze(1)
         idle = tokens - len(rows)  # tokens of the base, and of long stretches
@@ -219,6 +218,10 @@ class Lanes:
             return out
 
         return hook
+
+
+def _on(device: torch.device, segments: Sequence[Segment]) -> list[Segment]:
+    return [(adapter, None if rows is None else rows.to(device, non_blocking=True)) for adapter, rows in segments]
 
 
 def _long(segments: Sequence[Segment], tokens: int) -> set[int]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from maypole.engine.prefix_tree import PrefixTree
 from maypole.models.attention import AttentionSpec
-from maypole.models.packing import causal_attention
+from maypole.models.packing import causal_attention, fused_attention
 
 
 @dataclass(slots=True)
@@ -130,10 +129,7 @@ def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSp
     mask = rows.mask(spec.sliding_window, q.dtype)
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     if spec.softcap is None:
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, attn_mask=mask, scale=spec.scaling, enable_gqa=fold > 1
-        )
-        return out.transpose(1, 2)
+        return fused_attention(q.transpose(1, 2), k, v, spec.scaling, mask, is_causal=False).transpose(1, 2)
     q = q.view(n, width, kv, fold, d).permute(0, 2, 3, 1, 4).reshape(n, kv, fold * width, d)
     out = _capped(q, k, v, spec, mask.repeat(1, 1, fold, 1))
     return out.view(n, kv, fold, width, -1).permute(0, 3, 1, 2, 4).reshape(n, width, heads, -1)

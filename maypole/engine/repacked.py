@@ -1,7 +1,9 @@
-"""Weights laid out once for oneDNN's matrix products, which on CPUs takes about half the time of a plain product.
+"""Weights laid out once so that products by them are fast.
 
-The product is the one that torch's own compiler emits; where this build of torch lacks it, or it does not agree with
-`F.linear`, nothing is repacked. Knows nothing about models but their linear layers.
+On CPUs that is oneDNN's layout, which takes about half the time of a plain product: the product is the one that torch's
+own compiler emits; where this build of torch lacks it, or it does not agree with `F.linear`, nothing is repacked. On
+GPUs layers of the same input stand side by side, so that one product makes what all of them do. Knows nothing about
+models but their linear layers.
 """
 
 import functools
@@ -47,7 +49,7 @@ class Repacker:
         if not moving and self._copied + size > self.most_bytes:
             return None
         weight = weights[0] if len(layers) == 1 else torch.cat([w.detach() for w in weights])
-        made = repacked(weight, _bias(layers), keep=not moving and len(layers) == 1)
+        made = repacked(weight, _bias(layers), keep=not moving and len(layers) == 1, several=len(layers) > 1)
         if made is None:
             return None
         self.bytes += size
@@ -81,14 +83,20 @@ class Repacked:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.plain is not None and x.numel() == self.width:
             return F.linear(x, self.plain, self.bias)
+        if not self.packed.is_mkldnn:
+            return F.linear(x, self.packed, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-def repacked(weight: torch.Tensor, bias: torch.Tensor | None, *, keep: bool = True) -> Repacked | None:
+def repacked(
+    weight: torch.Tensor, bias: torch.Tensor | None, *, keep: bool = True, several: bool = False
+) -> Repacked | None:
     """A product with a copy of `weight` (d_out, d_in) of its own; None where that is not possible or no gain.
 
-    `keep` says that `weight` stays where it is, so that it may be used as well.
+    `keep` says that `weight` stays where it is, so that it may be used as well, `several` that it is of several layers.
     """
+    if weight.device.type == "cuda" and several:
+        return Repacked(weight.detach(), None if bias is None else bias.detach(), None, weight.shape[1])
     if weight.device.type != "cpu" or not _agrees(weight.dtype):
         return None
     with torch.no_grad():

@@ -23,7 +23,7 @@ from maypole.engine.plans import Probe, TreePlan, tree_plan
 from maypole.engine.prefix_tree import Ids, PrefixTree, prefix_tree
 from maypole.engine.private_copy import private_copy
 from maypole.engine.repacked import Product, Repacker
-from maypole.engine.step_plan import PaddedPlan, Piece, step_plan
+from maypole.engine.step_plan import PaddedPlan, Piece, on, step_plan
 from maypole.models.attention import Plan, attention_plan, causal_lm, check_supported, configs, use_packed
 from maypole.models.block_views import base_model
 from maypole.models.forward import self_test
@@ -205,7 +205,7 @@ class Runner:
         """
         plan = step_plan(pieces, self.device, whole_rows=alike > 0)
         self.lanes.alone = alike > 0
-        tokens = torch.from_numpy(np.concatenate(ids)).to(self.device)
+        tokens = on(np.concatenate(ids), self.device)
         owner = np.repeat([id(a) for a in adapters], [p.count for p in pieces])
         segments = self._segments(owner, adapters)
         if not alike:
@@ -225,17 +225,13 @@ class Runner:
                 yield rows, self.head.logits(hidden[rows], self._head_product)
 
     def _segments(self, owner: Ids, adapters: Sequence[Adapter | None]) -> list[tuple[Adapter, torch.Tensor | None]]:
-        """The tokens of each adapter; `owner` (T,) says by id whose each is."""
+        """The tokens of each adapter, counted on the host; `owner` (T,) says by id whose each is."""
         present = {id(a): a for a in adapters}
         if set(present.values()) == {None}:
             return []
         if len(present) == 1:
             return [(a, None) for a in present.values() if a is not None]
-        return [
-            (a, torch.from_numpy(np.flatnonzero(owner == key)).to(self.device))
-            for key, a in present.items()
-            if a is not None
-        ]
+        return [(a, torch.from_numpy(np.flatnonzero(owner == key))) for key, a in present.items() if a is not None]
 
 
 def _owners(tree: PrefixTree, adapters: Sequence[Adapter | None]) -> Ids:

@@ -182,17 +182,19 @@ class Scheduler:
     def _room_to_go_on(self) -> list[Sequence]:
         """The running sequences that read one token now, each with room for it, oldest first; others make way."""
         found: list[Sequence] = []
+        gone: set[int] = set()
         for sequence in sorted(self.running, key=_order):
-            if sequence not in self.running or self._reads_prompt(sequence):
+            if id(sequence) in gone or self._reads_prompt(sequence):
                 continue
             while not self.memory.grow(sequence, sequence.held + 1 - sequence.base):
                 youngest = max(self.running, key=_order)
                 self._make_way(youngest)
+                gone.add(id(youngest))
                 if youngest is sequence:
                     break
             else:
                 found.append(sequence)
-        return sorted((s for s in found if s in self.running), key=_place)
+        return sorted((s for s in found if id(s) not in gone), key=_place)
 
     def _make_way(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

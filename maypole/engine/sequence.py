@@ -21,7 +21,8 @@ class Sequence:
     """Sample `index` of a request.
 
     `limit` is how many tokens it may generate, `target` the adapter's name (None: the base); adapter and version are
-    bound when it starts. `ended` is set by whoever gives it up early. The cache holds its first `held` tokens: those
+    bound when it starts. `listener` is told every token, with `last_only` just the end. `ended` is set by whoever gives
+    it up early. The cache holds its first `held` tokens: those
     before `base` in prefixes shared with others, the rest in a row of its own (`kv_memory.Holder`).
     """
 
@@ -33,6 +34,7 @@ class Sequence:
     ends: frozenset[int]
     text: Detokenizer
     listener: Callable[["Sequence", Chunk], None] | None = None
+    last_only: bool = False
     grammar: Follower | None = None
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
@@ -122,13 +124,13 @@ class Sequence:
     @property
     def follows_text(self) -> bool:
         """Whether the text is needed token by token: somebody listens, or a string may end it."""
-        return self.listener is not None or bool(self.sampling.stop)
+        return (self.listener is not None and not self.last_only) or bool(self.sampling.stop)
 
     def report(self, tokens: int) -> None:
         """Tell the listener about the last `tokens` tokens, and the whole where this was the end."""
         if self.ended is not None and self.output is None:
             self._finish()
-        if self.listener is None:
+        if self.listener is None or (self.last_only and not self.done):
             return
         piece = self.text.finish() if self.output is not None else self.text.take()
         new = slice(len(self.generated) - tokens, None)

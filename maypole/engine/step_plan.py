@@ -12,12 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from maypole.engine.kv_memory import Holder, Slots
+from maypole.engine.partial_attention import Partial, Seen, attend, bias_of, joined, together, wide_of
 from maypole.engine.prefix_cache import Node
 from maypole.models.attention import AttentionSpec
 from maypole.models.packing import PackedPlan, documents
-
-Partial = tuple[torch.Tensor, torch.Tensor]
-"""Output (tokens, heads, d) of attention to some of the keys, and the log of its weights' sum (tokens, heads)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +40,38 @@ class _Write:
 
 @dataclass(slots=True)
 class _Decode:
-    """One token in some rows of a class. rows, lengths (keys with the new one): (B,); `members`: rows read."""
+    """One token in some rows of a class. rows: (B,); lengths: (members,) keys of every row read, with the new one.
+
+    `even` says that all of them have as many as the longest.
+    """
 
     slots: Slots
     tokens: Tokens
     rows: torch.Tensor
-    lengths: torch.Tensor
-    members: int
+    lengths: np.ndarray
     longest: int
     joined: bool
+    even: bool
     masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
 
     def attend(self, query: torch.Tensor, spec: AttentionSpec) -> Partial | torch.Tensor:
         keys, values = self.slots.layers[spec.layer]
-        k, v = keys[: self.members, :, : self.longest], values[: self.members, :, : self.longest]
+        members = len(self.lengths)
+        k, v = keys[:members, :, : self.longest], values[:members, :, : self.longest]
         q = query[self.tokens]
-        if len(self.rows) < self.members:  # a row in the middle of its prompt has no token here
-            q = q.new_zeros(self.members, *q.shape[1:]).index_copy_(0, self.rows, q)
+        if len(self.rows) < members:  # a row in the middle of its prompt has no token here
+            q = q.new_zeros(members, *q.shape[1:]).index_copy_(0, self.rows, q)
         b, heads, d = q.shape
         # Query heads that share a kv head stand as its rows, so keys are never repeated.
         q = q.reshape(b, k.shape[1], heads // k.shape[1], d)
         mask = self._mask(spec.sliding_window, k.dtype)
         if self.joined or spec.softcap is not None:
-            out, logsum = _attend(q, k, v, spec, mask)
+            out, logsum = attend(q, k, v, spec, mask)
             out, logsum = out.reshape(b, heads, -1), logsum.reshape(b, heads)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scaling).reshape(b, heads, -1)
             logsum = None
-        if len(self.rows) < self.members:
+        if len(self.rows) < members:
             out = out.index_select(0, self.rows)
             logsum = None if logsum is None else logsum.index_select(0, self.rows)
         return out if logsum is None else (out, logsum)
@@ -79,13 +81,14 @@ class _Decode:
         if window is not None and window >= self.longest:
             window = None
         if window not in self.masks:
-            lengths = torch.ones(self.members, dtype=torch.long, device=self.rows.device)
-            lengths[self.rows] = self.lengths
-            gap = lengths[:, None] - 1 - torch.arange(self.longest, device=lengths.device)
-            seen = gap >= 0 if window is None else (gap >= 0) & (gap < window)
-            bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-            self.masks[window] = None if bool(seen.all()) else bias[:, None, None, :]
+            self.masks[window] = None if window is None and self.even else self._bias(window, dtype)
         return self.masks[window]
+
+    def _bias(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        last = on(self.lengths - 1, self.rows.device)
+        gap = last[:, None] - torch.arange(self.longest, device=last.device)
+        seen = gap >= 0 if window is None else (gap >= 0) & (gap < window)
+        return bias_of(seen, dtype)[:, None, None, :]
 
 
 @dataclass(slots=True)
@@ -97,37 +100,53 @@ class _Stretch:
     a: int
     b: int
     before: int
+    seen: dict[int | None, Seen] = field(default_factory=dict)
 
     def attend(self, query: torch.Tensor, spec: AttentionSpec) -> Partial:
         keys, values = self.slots.layers[spec.layer]
         end = self.before + self.b - self.a
-        bias = _causal(self.before, self.b - self.a, spec.sliding_window, query)
-        return _together(query[self.a : self.b], keys[self.row, :, :end], values[self.row, :, :end], spec, bias)
+        seen = self._seen(spec.sliding_window, query.device)
+        return together(query[self.a : self.b], keys[self.row, :, :end], values[self.row, :, :end], spec, seen)
+
+    def _seen(self, window: int | None, device: torch.device) -> Seen:
+        """Each token sees what is before it and itself, inside the window."""
+        if window not in self.seen:
+            end = self.before + self.b - self.a
+            gap = torch.arange(self.before, end, device=device)[:, None] - torch.arange(end, device=device)
+            self.seen[window] = Seen(gap >= 0 if window is None else (gap >= 0) & (gap < window))
+        return self.seen[window]
 
 
 @dataclass(slots=True)
 class _Shared:
-    """A prefix and the tokens (n,) of the step, at `positions` (n,), that see it."""
+    """A prefix and the tokens of the step, at `positions` (n,), that see it; the last of them at `latest`."""
 
     node: Node
-    tokens: torch.Tensor
+    tokens: Tokens
     positions: torch.Tensor
+    latest: int
+    seen: dict[int | None, Seen] = field(default_factory=dict)
 
     def attend(self, query: torch.Tensor, spec: AttentionSpec) -> Partial:
         keys, values = self.node.layers[spec.layer]
-        bias = None
-        if spec.sliding_window is not None:
+        return together(query[self.tokens], keys, values, spec, self._seen(spec.sliding_window))
+
+    def _seen(self, window: int | None) -> Seen | None:
+        """What the window leaves, None where that is everything."""
+        if window is None or self.latest - self.node.start < window:
+            return None
+        if window not in self.seen:
             at = torch.arange(self.node.start, self.node.end, device=self.positions.device)
-            hidden = self.positions[:, None] - at >= spec.sliding_window
-            if bool(hidden.any()):
-                bias = torch.zeros(hidden.shape, dtype=query.dtype, device=hidden.device)
-                bias.masked_fill_(hidden, float("-inf"))
-        return _together(query.index_select(0, self.tokens), keys, values, spec, bias)
+            self.seen[window] = Seen(self.positions[:, None] - at < window, blind=True)
+        return self.seen[window]
 
 
 @dataclass(slots=True)
 class StepPlan:
-    """`positions` (T,) of the packed tokens; `last` holds the place of each piece's last token."""
+    """`positions` (T,) of the packed tokens; `last` holds the place of each piece's last token.
+
+    `uniform` is the most common step: a token each of sequences of one class, in order, that begin alike or not at all.
+    """
 
     positions: torch.Tensor
     last: torch.Tensor
@@ -136,6 +155,7 @@ class StepPlan:
     fresh: tuple[Tokens, PackedPlan] | None
     stretches: list[_Stretch]
     shared: list[_Shared]
+    uniform: bool
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
         """query: (T, heads, d); key, value: (T, kv_heads, d) -> (T, heads, d)."""
@@ -145,12 +165,14 @@ class StepPlan:
             values[write.rows, :, write.places] = value[write.tokens].to(values.dtype)
         held = self.writes[0].slots.layers[spec.layer][1].dtype
         q = query.to(held)
-        alone = len(self.decodes) == 1 and not (self.shared or self.stretches or self.fresh)
-        if alone and isinstance(self.decodes[0].tokens, slice):  # the most common step: one class, in order
+        if self.uniform:
             found = self.decodes[0].attend(q, spec)
+            for shared in self.shared:
+                assert isinstance(found, tuple)
+                found = joined(found, shared.attend(q, spec))
             return (found[0] if isinstance(found, tuple) else found).to(value.dtype)
         out = torch.empty(*q.shape[:2], value.shape[2], dtype=held, device=q.device)
-        logsum = torch.empty(q.shape[:2], dtype=_wide(held), device=q.device)
+        logsum = torch.empty(q.shape[:2], dtype=wide_of(held), device=q.device)
         for decode in self.decodes:
             found = decode.attend(q, spec)
             if isinstance(found, tuple):
@@ -164,10 +186,8 @@ class StepPlan:
         for stretch in self.stretches:
             out[stretch.a : stretch.b], logsum[stretch.a : stretch.b] = stretch.attend(q, spec)
         for shared in self.shared:
-            own = out.index_select(0, shared.tokens), logsum.index_select(0, shared.tokens)
-            joined, weight = _joined(own, shared.attend(q, spec))
-            out.index_copy_(0, shared.tokens, joined)
-            logsum.index_copy_(0, shared.tokens, weight)
+            at = shared.tokens
+            out[at], logsum[at] = joined((out[at], logsum[at]), shared.attend(q, spec))
         return out.to(value.dtype)
 
 
@@ -190,11 +210,14 @@ def step_plan(pieces: Sequence[Piece], device: torch.device, *, whole_rows: bool
     `whole_rows` reads every row to the end of its class, so that no result depends on who else is in it.
     """
 
-    def tensor(numbers: Sequence[int] | np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(numbers, dtype=np.int64)).to(device)
+    def tensor(numbers: np.ndarray) -> torch.Tensor:
+        return on(numbers.astype(np.int64, copy=False), device)
 
-    starts = np.concatenate([[0], np.cumsum([p.count for p in pieces])])
-    positions = np.concatenate([np.arange(p.holder.held, p.holder.held + p.count) for p in pieces])
+    counts = np.array([p.count for p in pieces])
+    rows, held, bases = np.array([(p.holder.row, p.holder.held, p.holder.base) for p in pieces]).T
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    positions = np.arange(ends[-1]) + np.repeat(held - starts, counts)
     by_class: dict[int, list[int]] = {}
     seeing: dict[Node, list[int]] = {}
     fresh: list[int] = []
@@ -211,40 +234,45 @@ def step_plan(pieces: Sequence[Piece], device: torch.device, *, whole_rows: bool
                 fresh.append(i)
             else:
                 before = holder.held - holder.base
-                stretches.append(_Stretch(slots, holder.row, int(starts[i]), int(starts[i + 1]), before))
+                stretches.append(_Stretch(slots, holder.row, int(starts[i]), int(ends[i]), before))
+
+    def tokens_of(chosen: list[int]) -> np.ndarray:
+        """Of some pieces, in order."""
+        mine = np.zeros(len(pieces), dtype=bool)
+        mine[chosen] = True
+        return np.flatnonzero(np.repeat(mine, counts))
+
     writes, decodes = [], []
     for members in by_class.values():
-        holders = [pieces[i].holder for i in members]
-        slots = holders[0].slots
+        slots = pieces[members[0]].holder.slots
         assert slots is not None
-        tokens = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
-        rows = np.repeat([h.row for h in holders], [pieces[i].count for i in members])
-        places = positions[tokens] - np.repeat([h.base for h in holders], [pieces[i].count for i in members])
-        writes.append(_Write(slots, _tokens(tokens, device), tensor(rows), tensor(places)))
-        ones = sorted((i for i in members if pieces[i].count == 1), key=lambda i: pieces[i].holder.row)
-        if ones:
-            chosen = [pieces[i].holder for i in ones]
-            lengths = [h.held - h.base + 1 for h in chosen]
-            longest = slots.length if whole_rows else max(lengths)
-            joined = any(h.node is not None for h in chosen)
-            at = _tokens(np.array([starts[i] for i in ones]), device)
-            row = tensor([h.row for h in chosen])
-            decodes.append(_Decode(slots, at, row, tensor(lengths), chosen[-1].row + 1, longest, joined))
-    spans = [np.arange(starts[i], starts[i + 1]) for i in fresh]
-    whole = (_tokens(np.concatenate(spans), device), documents([len(s) for s in spans]).to(device)) if fresh else None
-    return StepPlan(
-        positions=tensor(positions),
-        last=tensor(starts[1:] - 1),
-        writes=writes,
-        decodes=decodes,
-        fresh=whole,
-        stretches=stretches,
-        shared=[
-            _Shared(node, tensor(spots), tensor(positions[spots]))
-            for node, ids in seeing.items()
-            for spots in [np.concatenate([np.arange(starts[i], starts[i + 1]) for i in ids])]
-        ],
+        tokens = tokens_of(members)
+        places = positions[tokens] - np.repeat(bases[members], counts[members])
+        writes.append(
+            _Write(slots, _tokens(tokens, device), tensor(np.repeat(rows[members], counts[members])), tensor(places))
+        )
+        ones = np.array(sorted((i for i in members if pieces[i].count == 1), key=lambda i: pieces[i].holder.row), int)
+        if len(ones):
+            row = rows[ones]
+            lengths = np.ones(row[-1] + 1, dtype=np.int64)  # rows without a token here see one key, for nothing
+            lengths[row] = (held - bases)[ones] + 1
+            longest = slots.length if whole_rows else int(lengths.max())
+            partial = any(pieces[i].holder.node is not None for i in ones)
+            even = not whole_rows and bool((lengths == longest).all())
+            at = _tokens(starts[ones], device)
+            decodes.append(_Decode(slots, at, tensor(row), lengths, longest, partial, even))
+    whole = None
+    if fresh:
+        whole = _tokens(tokens_of(fresh), device), documents(counts[fresh].tolist()).to(device)
+    shared = []
+    for node, ids in seeing.items():
+        spots = tokens_of(ids)
+        shared.append(_Shared(node, _tokens(spots, device), tensor(positions[spots]), int(positions[spots].max())))
+    every = slice(0, len(positions))
+    uniform = len(decodes) == 1 and all(
+        isinstance(part.tokens, slice) and part.tokens == every for part in (*decodes, *shared)
     )
+    return StepPlan(tensor(positions), tensor(ends - 1), writes, decodes, whole, stretches, shared, uniform)
 
 
 def _tokens(at: np.ndarray, device: torch.device) -> Tokens:
@@ -252,54 +280,9 @@ def _tokens(at: np.ndarray, device: torch.device) -> Tokens:
     first = int(at[0])
     if bool((at == np.arange(first, first + len(at))).all()):
         return slice(first, first + len(at))
-    return torch.from_numpy(at).to(device)
+    return on(at, device)
 
 
-def _causal(before: int, count: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """(count, before + count) additive: each token sees what is before it and itself, inside the window."""
-    i = torch.arange(before, before + count, device=like.device)
-    gap = i[:, None] - torch.arange(before + count, device=like.device)
-    seen = gap >= 0 if window is None else (gap >= 0) & (gap < window)
-    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
-
-
-def _together(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, bias: torch.Tensor | None
-) -> Partial:
-    """Many tokens to the same keys. q: (n, heads, d), k and v: (kv_heads, K, d), bias: (n, K)."""
-    n, heads, d = q.shape
-    kv = k.shape[0]
-    fold = heads // kv
-    q = q.view(n, kv, fold, d).permute(1, 2, 0, 3).reshape(1, kv, fold * n, d)
-    bias = None if bias is None else bias.repeat(fold, 1)
-    out, logsum = _attend(q, k[None], v[None], spec, bias)
-    out = out.view(kv, fold, n, -1).permute(2, 0, 1, 3).reshape(n, heads, -1)
-    return out, logsum.view(kv, fold, n).permute(2, 0, 1).reshape(n, heads)
-
-
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, bias: torch.Tensor | None
-) -> Partial:
-    """q: (n, kv_heads, Q, d), k and v: (n, kv_heads, K, d), bias: as (n, kv_heads, Q, K) -> (..., d), (...)."""
-    scores = torch.matmul(q, k.transpose(2, 3)) * spec.scaling
-    if spec.softcap is not None:
-        scores = torch.tanh(scores / spec.softcap) * spec.softcap
-    if bias is not None:
-        scores = scores + bias
-    wide = scores.to(_wide(scores.dtype))
-    top = wide.amax(dim=-1, keepdim=True).clamp_min(-1e30)  # a row that sees no key here has only -inf
-    weights = (wide - top).exp_()
-    total = weights.sum(dim=-1, keepdim=True)
-    out = torch.matmul((weights / total.clamp_min(1e-30)).to(v.dtype), v)
-    return out, (top + total.log()).squeeze(-1)
-
-
-def _joined(a: Partial, b: Partial) -> Partial:
-    """Attention to both sets of keys."""
-    weight = torch.logaddexp(a[1], b[1])
-    first, second = (a[1] - weight).exp_().unsqueeze(-1), (b[1] - weight).exp_().unsqueeze(-1)
-    return (a[0] * first + b[0] * second).to(a[0].dtype), weight
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def on(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A tensor on `device`, whose queue is not waited for."""
+    return torch.from_numpy(numbers).to(device, non_blocking=True)

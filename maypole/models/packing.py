@@ -77,17 +77,23 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: At
     if q.device.type == "cpu" and dtype != torch.float64:  # the backward of the CPU kernel is slow in bf16
         q, k, v = q.float(), k.float(), v.float()
     mask = None if window is None else _allowed(length, window, q.device)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=spec.scaling,
-            enable_gqa=k.shape[2] != q.shape[2],
-        )
+        out = fused_attention(q, k, v, spec.scaling, mask, is_causal=mask is None)
     return out.transpose(1, 2).to(dtype)
+
+
+def fused_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, mask: torch.Tensor | None, *, is_causal: bool
+) -> torch.Tensor:
+    """torch's own, for grouped heads too. q: (n, heads, Q, d), k and v: (n, kv_heads, K, d) -> (n, heads, Q, d)."""
+    fold = q.shape[1] // k.shape[1]
+    if fold > 1 and q.device.type == "cuda" and (mask is not None or q.dtype == torch.float32):
+        # The one kernel there that knows groups takes neither; without it all scores would be held at once.
+        k, v, fold = k.repeat_interleave(fold, 1), v.repeat_interleave(fold, 1), 1
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=fold > 1
+    )
 
 
 def _explicit(
