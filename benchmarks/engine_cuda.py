@@ -5,7 +5,7 @@ quarter of those of chats with a search engine, as in `engine.py`; `generate` ta
 Shared prefix: 32 requests that begin with the same 1,000 tokens. Adapters: 32 requests, each by one of 25 adapters of
 rank 16 on attention's layers, or all by one, beside the same engine without any; their second factors are zero, so that
 both must say the same. In fp32 both sides must say the same tokens: a case is checked there on four of its requests.
-Both sides run in this process, after a first run that is not measured; `GB` is the GPU's memory at its peak, weights
+Both sides run in this process, after a few tokens that are not measured; `GB` is the GPU's memory at its peak, weights
 included. With equal lengths and one request at a time there is less to batch: there the gain must be smaller.
 """
 
@@ -37,12 +37,12 @@ def cases(quick: bool) -> list[Case]:
     def case(name: str, size: str, target: float | None = None, peer: str = "generate", **work: Any) -> Case:
         arm = {"size": size, "dtype": "bfloat16", **work}
         ours, theirs = {"side": "ours", **arm}, {"side": peer, **arm}
+        check: Arm | None = {"dtype": "float32", "count": 4, "new": 16, "most": 16}
         if peer == "no adapter":
-            theirs = {"side": "ours", **arm, "adapters": 0}
+            theirs, check = {"side": "ours", **arm, "adapters": 0}, None
         return Case(
             name=f"{size}, {name}", ours=ours, peers={peer: theirs}, unit="tokens", clock="wall", rounds=rounds,
-            check=None if peer == "no adapter" else {"dtype": "float32", "count": 4, "new": 16}, tolerance=0.0,
-            target=target,
+            check=check, tolerance=0.0, target=target,
         )  # fmt: skip
 
     mixed = {"work": "mixed", "lengths": "chats"}
@@ -61,20 +61,16 @@ def cases(quick: bool) -> list[Case]:
 
 
 def measure(arm: Arm) -> Measured:
-    """The work once to warm up, then once by the clock."""
+    """The work, after a few tokens of it."""
     gc.collect()
     torch.cuda.empty_cache()
-    work = work_of(arm)
-    run = (
-        _ours(arm, work)
-        if arm["side"] == "ours"
-        else functools.partial(padded_batches, _model(arm), work, arm["at_once"])
-    )
-    run()
+    work, first = work_of(arm), work_of({**arm, "new": 4, "most": 4})
+    run = _ours(arm) if arm["side"] == "ours" else lambda work: padded_batches(_model(arm), work, arm["at_once"])
+    run(first)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     begun, cpu = time.perf_counter(), time.process_time()
-    tokens = run()
+    tokens = run(work)
     torch.cuda.synchronize()
     return Measured(
         amount=sum(work.lengths),
@@ -95,7 +91,7 @@ def _model(arm: Arm) -> Any:
     return _llama(arm["size"], arm["dtype"])
 
 
-def _ours(arm: Arm, work: Work) -> Callable[[], Tokens]:
+def _ours(arm: Arm) -> Callable[[Work], Tokens]:
     model = _model(arm)
     engine = Engine(language_model(model), EngineConfig(max_seqs=arm["at_once"], **arm.get("settings", {})))
     names: list[str | None] = [f"adapter-{i}" for i in range(arm.get("adapters", 0))]
@@ -103,7 +99,7 @@ def _ours(arm: Arm, work: Work) -> Callable[[], Tokens]:
         for i, name in enumerate(names):
             engine.update(_adapter(model, Path(folder) / str(i), seed=i), name)
 
-    def run() -> Tokens:
+    def run(work: Work) -> Tokens:
         engine.close()  # nothing is known from an earlier run
         requests = [
             Request(prompt, Sampling(max_tokens=new, temperature=0.0, ignore_eos=True), adapter=name)

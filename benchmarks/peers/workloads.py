@@ -28,12 +28,13 @@ class Work:
 
 
 def work_of(arm: Mapping[str, Any]) -> Work:
+    """What an arm is asked for; no completion is longer than its `most`, where it has one."""
     draw = np.random.default_rng(0)
     count, vocabulary = arm["count"], SIZES[arm["size"]]["vocab_size"]
     if arm["work"] == "mixed":
         prompts = [ids_of(draw, int(n), vocabulary) for n in draw.integers(16, 257, count)]
         lengths = CHATS[:count] if arm["lengths"] == "chats" else draw.integers(183, 801, count)
-        return Work(prompts, [int(n) // 4 for n in lengths])
+        return Work(prompts, [min(int(n) // 4, arm.get("most", 1000)) for n in lengths])
     if arm["work"] == "prefix":
         common = ids_of(draw, arm["prefix"], vocabulary)
         prompts = [common + ids_of(draw, arm["tail"], vocabulary) for _ in range(count)]

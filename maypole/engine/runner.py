@@ -116,7 +116,7 @@ class Runner:
         if wanted is True and not able:
             family = self.module.config.model_type
             raise UnsupportedModel(family, "a fast path", f'fast_path="auto"; it is there for {", ".join(FAMILIES)}')
-        return able and (wanted is True or (wanted == "auto" and self.device.type == "cpu"))
+        return able and (wanted is True or (wanted == "auto" and self.device.type in ("cpu", "cuda")))
 
     def _pack(self, owner: nn.Module) -> None:
         check_supported(self.module)

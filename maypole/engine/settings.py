@@ -30,10 +30,10 @@ class EngineConfig:
     `max_seqs` sequences run at once; a forward takes up to `max_batch_tokens` tokens (longer prompts go in stretches);
     keys and values, those of prompts kept for later included, take up to `kv_bytes` (a number or text such as "1GiB"),
     stored as `kv_dtype`: by default fp32 on CPUs, whose attention is slow in half precision, and the model's own
-    elsewhere. On CPUs weights are brought into a layout that multiplies faster: an engine that loaded its model moves
-    them, one that was given a model copies up to `repack_bytes` of them; with 0 they stay as they are. `fast_path`
-    computes Llama, Mistral, Qwen2 and Qwen3 in fewer operations than their own modules: "auto" does so on CPUs, True
-    everywhere and is an error for other families, False nowhere.
+    elsewhere. Weights are brought into a layout that multiplies faster: an engine that loaded its model moves them, one
+    that was given a model copies up to `repack_bytes` of them; with 0 they stay as they are. `fast_path` computes
+    Llama, Mistral, Qwen2 and Qwen3 in fewer operations than their own modules: "auto" does so on CPUs and NVIDIA's
+    GPUs, True everywhere and is an error for other families, False nowhere.
     `deterministic` makes every number the same to the bit whatever else runs, at the price of sharing nothing and of
     forwards of a fixed size. `adapters` bounds those that requests may name.
     """
