@@ -5,6 +5,7 @@ CPUs that is several times faster than gathering pages. A sequence that outgrows
 nothing about requests.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -96,6 +97,21 @@ class KVMemory:
         """`holder`, which has nothing yet, starts after the tokens of `node`."""
         self._attach(holder, node)
         holder.base = holder.held = 0 if node is None else node.end
+
+    def lean(self, holder: Holder, node: Node, tokens: int) -> None:
+        """Let `holder` read from `node` what it has in its row too; its row is for the `tokens` after that from now."""
+        slots, row, held = _slots(holder), holder.row, holder.held - node.end
+        begin = node.end - holder.base
+        if self.length_for(tokens) < slots.length and self.place(holder, tokens):
+            for n, tensors in _slots(holder).layers.items():
+                for new, given in zip(tensors, slots.layers[n]):
+                    new[holder.row, :, :held] = given[row, :, begin : begin + held]
+            self._leave(slots, row)
+        else:
+            for tensor in itertools.chain.from_iterable(slots.layers.values()):
+                tensor[row, :, :held] = tensor[row, :, begin : begin + held].clone()
+        self._attach(holder, node)
+        holder.base = node.end
 
     def copy_of(self, holder: Holder, begin: int, end: int) -> Tensors:
         """Keys and values (kv_heads, end - begin, d) of tokens that stand in the row of `holder`."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from maypole.models.attention import AttentionSpec
+from maypole.models.packing import PackedPlan, allowed
 
 Partial = tuple[torch.Tensor, torch.Tensor]
 """Output (..., d) of attention to some of the keys, and the log of its weights' sum (...)."""
@@ -32,10 +33,7 @@ def attend(
 
     Every query must see a key.
     """
-    fits = spec.softcap is None and k.shape[-1] == v.shape[-1] and k.shape[-1] % 8 == 0
-    if fits and _agrees(q.device, q.dtype):
-        return _fused(q, k, v, spec.scaling, bias)
-    return explicit(q, k, v, spec, bias)
+    return _fused(q, k, v, spec.scaling, bias) if _fits(q, k, v, spec) else explicit(q, k, v, spec, bias)
 
 
 def explicit(
@@ -69,6 +67,28 @@ def together(
     return out, logsum.reshape(kv, fold, n).permute(2, 0, 1).reshape(n, heads)
 
 
+def documents(plan: PackedPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec) -> Partial:
+    """Tokens of several documents, each to those before it and itself. q: (T, heads, d), k and v: (T, kv_heads, d)."""
+    heads, fold = q.shape[1], q.shape[1] // k.shape[1]
+    outs, logsums = [], []
+    for group in plan.groups:
+        n, length = group.shape
+        own = [x.index_select(0, group.slots.reshape(-1)).view(n, length, -1, x.shape[2]) for x in (q, k, v)]
+        rows = [own[0], *(x.repeat_interleave(fold, 2) if fold > 1 else x for x in own[1:])]
+        window = None if spec.sliding_window is None or spec.sliding_window >= length else spec.sliding_window
+        out, logsum = _causal(*(x.transpose(1, 2) for x in rows), spec, window)
+        outs.append(out.transpose(1, 2).reshape(n * length, heads, -1))
+        logsums.append(logsum.transpose(1, 2).reshape(n * length, heads))
+    return torch.cat(outs).index_select(0, plan.inverse), torch.cat(logsums).index_select(0, plan.inverse)
+
+
+def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, window: int | None) -> Partial:
+    """q, k and v: (n, heads, L, d)."""
+    if window is None and _fits(q, k, v, spec):
+        return _fused(q, k, v, spec.scaling, None, causal=True)
+    return attend(q, k, v, spec, bias_of(allowed(q.shape[2], window, q.device), q.dtype)[None, None])
+
+
 @dataclass(slots=True)
 class Seen:
     """Which keys each of some tokens sees (n, K); `blind` says that a token may see none of them."""
@@ -94,18 +114,28 @@ def wide_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, bias: torch.Tensor | None) -> Partial:
+def _fits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec) -> bool:
+    d = k.shape[-1]
+    return spec.softcap is None and d == v.shape[-1] and d % 8 == 0 and _agrees(q.device, q.dtype)
+
+
+def _fused(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, bias: torch.Tensor | None, causal: bool = False
+) -> Partial:
+    aten = torch.ops.aten
+    if q.device.type == "cpu":
+        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias, scale=scaling)
     if bias is not None:
         bias = bias.expand(*q.shape[:3], k.shape[2])
-    found = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, scale=scaling)
-    return found[0], found[1][..., : q.shape[2]]
+    out, logsum, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, causal, scale=scaling)
+    return out, logsum[..., : q.shape[2]]
 
 
 @functools.cache
 def _agrees(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this torch has the kernel for `device`, and it is right."""
-    if device.type != "cuda":
-        return False
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and dtype not in (torch.float32, torch.float64)):
+        return False  # on CPUs it is slow in half precision
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, 2, n, 16, generator=draw).to(device, dtype) for n in (2, 21, 21))
     seen = torch.arange(21, device=device) < torch.tensor([[1], [9], [21]], device=device)
@@ -117,6 +147,8 @@ def _agrees(device: torch.device, dtype: torch.dtype) -> bool:
             wanted = explicit(q.double(), k.double(), v.double(), spec, None if bias is None else bias.double())
             if not all(torch.allclose(f.double(), w, rtol=near, atol=near) for f, w in zip(found, wanted)):
                 return False
+        found = _fused(k, k, v, spec.scaling, None, causal=True)
+        wanted = explicit(k.double(), k.double(), v.double(), spec, bias_of(allowed(21, None, device), torch.float64))
+        return all(torch.allclose(f.double(), w, rtol=near, atol=near) for f, w in zip(found, wanted))
     except (RuntimeError, AttributeError, TypeError):
         return False
-    return True

@@ -233,8 +233,7 @@ class Scheduler:
     def _placed(self, sequence: Sequence, known: Node | None) -> bool:
         """Give `sequence` a row for what comes after `known`; False, and nothing changed, where there is no room."""
         self.memory.begin_at(sequence, known)
-        own = sequence.length - sequence.base
-        if self.memory.place(sequence, min(own + AHEAD, max(sequence.room - sequence.base, own))):
+        if self.memory.place(sequence, _room(sequence, sequence.base)):
             return True
         self.memory.begin_at(sequence, None)
         return False
@@ -263,18 +262,24 @@ class Scheduler:
                 adapter = other.adapter if other.generated else self.bind(other.target)[0]
                 if (adapter, other.request.cache_salt) == sequence.sharing:
                     shared = max(shared, shared_length(sequence.prompt, other.tokens(0, other.length)))
-            self._keep(sequence, min(shared, sequence.held))
+            node = self._keep(sequence, min(shared, sequence.held))
+            if node is not None:
+                self.memory.lean(sequence, node, _room(sequence, node.end))
 
-    def _keep(self, sequence: Sequence, end: int) -> None:
-        """Put the first `end` tokens of a running sequence into the cache where they are not, if there is room."""
+    def _keep(self, sequence: Sequence, end: int) -> Node | None:
+        """Put the first `end` tokens of a running sequence into the cache where they are not, if there is room.
+
+        Returns the last run that was put there.
+        """
         memory = self.memory
         if end - sequence.base < LEAST:
-            return
+            return None
         ids = sequence.tokens(0, end)
         parent, missing = memory.prefixes.missing(sequence.sharing, ids)
         begin = end - missing
-        if missing >= LEAST and begin >= sequence.base and memory.room_beside(parent, missing):
-            memory.prefixes.insert(sequence.sharing, ids, parent, memory.copy_of(sequence, begin, end))
+        if missing < LEAST or begin < sequence.base or not memory.room_beside(parent, missing):
+            return None
+        return memory.prefixes.insert(sequence.sharing, ids, parent, memory.copy_of(sequence, begin, end))
 
     def _sample(self, sequences: list[Sequence], hidden: torch.Tensor) -> None:
         if self.alone:
@@ -290,6 +295,12 @@ class Scheduler:
                     self._keep(sequence, sequence.held)
                 self.memory.release(sequence)
             sequence.report(1)
+
+
+def _room(sequence: Sequence, base: int) -> int:
+    """Tokens that the row of `sequence` is to hold where the first `base` are elsewhere."""
+    own = sequence.length - base
+    return min(own + AHEAD, max(sequence.room - base, own))
 
 
 def _place(sequence: Sequence) -> tuple[int, int]:

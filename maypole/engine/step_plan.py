@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from maypole.engine.kv_memory import Holder, Slots
 from maypole.engine.partial_attention import Partial, Seen, attend, bias_of, joined, together, wide_of
+from maypole.engine.partial_attention import documents as documents_partly
 from maypole.engine.prefix_cache import Node
 from maypole.models.attention import AttentionSpec
 from maypole.models.packing import PackedPlan, documents
@@ -92,6 +93,15 @@ class _Decode:
 
 
 @dataclass(slots=True)
+class _Fresh:
+    """First tokens in their rows, of several sequences; `joined` where some of them come after a shared beginning."""
+
+    tokens: Tokens
+    plan: PackedPlan
+    joined: bool
+
+
+@dataclass(slots=True)
 class _Stretch:
     """Tokens `a` to `b` of the step: a stretch of one sequence, after `before` tokens in its row."""
 
@@ -152,7 +162,7 @@ class StepPlan:
     last: torch.Tensor
     writes: list[_Write]
     decodes: list[_Decode]
-    fresh: tuple[Tokens, PackedPlan] | None
+    fresh: _Fresh | None
     stretches: list[_Stretch]
     shared: list[_Shared]
     uniform: bool
@@ -180,9 +190,12 @@ class StepPlan:
             else:
                 out[decode.tokens] = found
         if self.fresh is not None:
-            tokens, plan = self.fresh
-            own_q, own_k, own_v = (x.to(held)[tokens] for x in (query, key, value))
-            out[tokens] = plan.attend(own_q, own_k, own_v, spec)
+            at, plan = self.fresh.tokens, self.fresh.plan
+            own_q, own_k, own_v = (x.to(held)[at] for x in (query, key, value))
+            if self.fresh.joined:
+                out[at], logsum[at] = documents_partly(plan, own_q, own_k, own_v, spec)
+            else:
+                out[at] = plan.attend(own_q, own_k, own_v, spec)
         for stretch in self.stretches:
             out[stretch.a : stretch.b], logsum[stretch.a : stretch.b] = stretch.attend(q, spec)
         for shared in self.shared:
@@ -230,7 +243,7 @@ def step_plan(pieces: Sequence[Piece], device: torch.device, *, whole_rows: bool
         for node in holder.node.chain() if holder.node is not None else ():
             seeing.setdefault(node, []).append(i)
         if piece.count > 1:
-            if holder.held == 0:
+            if holder.held == holder.base:
                 fresh.append(i)
             else:
                 before = holder.held - holder.base
@@ -263,7 +276,9 @@ def step_plan(pieces: Sequence[Piece], device: torch.device, *, whole_rows: bool
             decodes.append(_Decode(slots, at, tensor(row), lengths, longest, partial, even))
     whole = None
     if fresh:
-        whole = _tokens(tokens_of(fresh), device), documents(counts[fresh].tolist()).to(device)
+        plan = documents(counts[fresh].tolist()).to(device)
+        after = any(pieces[i].holder.node is not None for i in fresh)
+        whole = _Fresh(_tokens(tokens_of(fresh), device), plan, after)
     shared = []
     for node, ids in seeing.items():
         spots = tokens_of(ids)

@@ -76,7 +76,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: At
     dtype = q.dtype
     if q.device.type == "cpu" and dtype != torch.float64:  # the backward of the CPU kernel is slow in bf16
         q, k, v = q.float(), k.float(), v.float()
-    mask = None if window is None else _allowed(length, window, q.device)
+    mask = None if window is None else allowed(length, window, q.device)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         out = fused_attention(q, k, v, spec.scaling, mask, is_causal=mask is None)
@@ -120,7 +120,7 @@ def _explicit(
 
 
 @lru_cache(maxsize=64)
-def _allowed(length: int, window: int | None, device: torch.device) -> torch.Tensor:
+def allowed(length: int, window: int | None, device: torch.device) -> torch.Tensor:
     """(L, L) bool: position i sees j <= i, and with a window only the last `window` positions, itself included."""
     i = torch.arange(length, device=device)
     allowed = i[:, None] >= i[None, :]
@@ -132,7 +132,7 @@ def _allowed(length: int, window: int | None, device: torch.device) -> torch.Ten
 @lru_cache(maxsize=128)
 def _bias(length: int, window: int | None, fold: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     bias = torch.zeros(length, length, dtype=dtype, device=device)
-    bias.masked_fill_(~_allowed(length, window, device), float("-inf"))
+    bias.masked_fill_(~allowed(length, window, device), float("-inf"))
     return bias.repeat(fold, 1).unsqueeze(0)
 
 

@@ -139,6 +139,24 @@ def test_a_prompt_in_the_making_is_waited_for_rather_than_read_twice():
     assert [o.usage.cached_tokens for o in outputs] == [0, 200, 200]
 
 
+@pytest.mark.parametrize("shared", [200, 30], ids=["in a shorter row", "in the same row"])
+def test_who_read_a_shared_beginning_first_reads_it_from_the_cache_too(shared: int):
+    lm = lm_of()
+    engine = Engine(lm)
+    trunk, *ends = random_ids([shared, 60, 6, 7], seed=3)
+    requests = [Request(trunk + e, Sampling(max_tokens=30, temperature=0.0, ignore_eos=True)) for e in ends]
+    seen = []
+
+    def look(step: int, made: list[Any]) -> None:
+        if all(s.generated and not s.done for s in made):
+            seen.append(({s.base for s in made}, made[0].slots.length))
+
+    wanted = [said(Engine(lm), [r])[0] for r in requests]
+    assert stepped(engine, requests, [0, 0, 0], look) == wanted
+    assert seen
+    assert all(found == ({shared}, 128) for found in seen)
+
+
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_random_schedules_lose_nothing_and_change_nothing(data: st.DataObject):
