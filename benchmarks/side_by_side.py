@@ -48,8 +48,8 @@ class Case:
 
     `check` is merged into the settings of both arms for a first, unmeasured run, whose `Measured.check` must agree to
     the relative `tolerance`; None: the first measured runs are compared. `rounds` pairs follow it. `target` is the
-    least ratio, `most_bytes` our highest peak of memory. A case that `needs` a package which is not installed is
-    skipped, and says so.
+    least ratio, `at_most` the highest (where the gain must shrink), `most_bytes` our highest peak of memory. A case
+    that `needs` a package which is not installed is skipped, and says so.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Case:
     threads: int = 1
     rounds: int = 3
     target: float | None = None
+    at_most: float | None = None
     most_bytes: int | None = None
     needs: Sequence[str] = ()
 
@@ -139,6 +140,7 @@ def _compare(case: Case, run: Callable[[Case, Arm], Measured]) -> dict[str, Any]
     sides = dict(zip(("ours", "peer"), runs.values()))
     memory = {side: max(r.peak_rss_bytes for r in found) for side, found in sides.items()}
     limits = [] if case.target is None else [ratio >= case.target]
+    limits += [] if case.at_most is None else [ratio <= case.at_most]
     limits += [] if case.most_bytes is None else [memory["ours"] <= case.most_bytes]
     return {
         "case": case.name,
@@ -148,6 +150,7 @@ def _compare(case: Case, run: Callable[[Case, Arm], Measured]) -> dict[str, Any]
         "unit": f"{case.unit} per {case.clock} second",
         "ratio": round(ratio, 3),
         "target": case.target,
+        "at_most": case.at_most,
         "most_bytes": case.most_bytes,
         "met": all(limits) if limits else None,
         "equal": equal,
@@ -193,6 +196,7 @@ def _show(document: Mapping[str, Any]) -> None:
     )  # fmt: skip
     for case in document["cases"]:
         wanted = [] if case["target"] is None else [f"{case['target']:g}"]
+        wanted += [] if case["at_most"] is None else [f"at most {case['at_most']:g}"]
         wanted += [] if case["most_bytes"] is None else [f"{case['most_bytes'] / 1e9:g} GB"]
         verdict = f"{', '.join(wanted)} {'met' if case['met'] else 'MISSED'}" if wanted else ""
         memory = "/".join(f"{b / 1e9:.2f}" for b in case["peak_rss_bytes"].values())
