@@ -135,12 +135,9 @@ export class Answer {
     this.facts.dataset.whole = facts.join();
     const say = (what, onclick) => button(what, onclick, { class: `quiet ${what}`, "aria-label": `${what} ${this.side}` });
     const copying = say("copy", () => copy(record.text, copying));
-    fill(
-      this.facts, words,
-      record.text ? copying : null,
-      say("retry", () => this.page.retry(this)),
-      say("request", () => this.page.show(this)),
-      record.text && record.body.messages ? say("save", () => this.page.save(this)) : null,
-    ); // prettier-ignore
+    const acts = [say("retry", () => this.page.retry(this)), say("request", () => this.page.show(this))];
+    if (record.text) acts.unshift(copying);
+    if (record.text && record.body.messages) acts.push(say("save", () => this.page.save(this)));
+    fill(this.facts, words, el("span", { class: "acts" }, acts));
   }
 }

@@ -48,10 +48,12 @@ export class Graph {
     const content = box.nodes.length > 1 ? folded(box.nodes) : single(box.nodes[0]);
     shown.dataset.state = content.state;
     shown.dataset.name = box.nodes[0].function;
-    if (shown.dataset.said === content.lines.join()) return;
-    shown.dataset.said = content.lines.join();
-    const line = (text, at) => el("span", { class: at === 0 ? "title" : "line", title: text }, text);
-    shown.replaceChildren(...content.lines.map(line), ...content.bars);
+    const said = JSON.stringify(content.lines) + content.title + content.count;
+    if (shown.dataset.said === said) return;
+    shown.dataset.said = said;
+    const line = (text) => el("span", { class: "line", title: text }, text);
+    const title = el("b", {}, el("span", { title: content.title }, content.title), content.count);
+    shown.replaceChildren(title, ...content.lines.map(line), ...content.bars);
   }
 
   join(boxes, edges, keys) {
@@ -119,7 +121,7 @@ export function countsOf(nodes) {
 function single(node) {
   const said = node.tokens.said ? `${number(node.tokens.said)} out` : "";
   const facts = [node.objective, said].filter(Boolean).join(" · ");
-  const lines = [`${LOOKS[node.state]} ${node.function || "call"}`, stateOf(node), facts];
+  const lines = [stateOf(node), facts];
   const bars = [];
   if (node.tokens.prompt) {
     lines.push(reusedOf(node.tokens));
@@ -127,7 +129,7 @@ function single(node) {
     part.style.width = `${(100 * node.tokens.reused) / node.tokens.prompt}%`;
     bars.push(el("div", { class: "share" }, part));
   }
-  return { state: node.state, lines, bars };
+  return { state: node.state, title: `${LOOKS[node.state]} ${node.function || "call"}`, count: "", lines, bars };
 }
 
 function folded(nodes) {
@@ -135,6 +137,6 @@ function folded(nodes) {
   const state = foremost.find((one) => nodes.some((node) => node.state === one));
   const sum = (name) => nodes.reduce((all, node) => all + node.tokens[name], 0);
   const reused = reusedOf({ prompt: sum("prompt"), reused: sum("reused") });
-  const title = `${nodes[0].function || "call"} ×${nodes.length}`;
-  return { state, lines: [title, countsOf(nodes), reused].filter(Boolean), bars: [] };
+  const title = nodes[0].function || "call";
+  return { state, title, count: ` ×${nodes.length}`, lines: [countsOf(nodes), reused].filter(Boolean), bars: [] };
 }

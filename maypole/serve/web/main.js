@@ -10,7 +10,7 @@ import * as settings from "./settings.js";
 import { load, save } from "./store.js";
 
 const STATES = { ready: "● ready", draining: "◐ shutting down", unwell: "✗ unwell", gone: "✗ not answering" };
-const VIEWS = ["chat"];
+const VIEWS = ["chat", "program"];
 const KEEP = 500; // ms until what changed is kept
 const AGAIN = 10_000; // ms until one asks again what is served
 

@@ -143,12 +143,13 @@ export class Program {
     if (!session) return; // told already
     this.session = null;
     const last = [...picture.edges.values()].filter((edge) => edge.from && edge.to.length === 0);
-    const texts = last.map(async (edge) => [edge.name, edge.error ?? (await sessions.read(session, edge.id))]);
-    const said = await Promise.all(texts).catch((error) => [["", error.message]]);
+    const texts = last.map((edge) => (edge.error ? null : sessions.read(session, edge.id).catch(() => null)));
+    const said = await Promise.all(texts);
     sessions.close(session);
     if (signal.aborted) return;
-    const shown = (text) => el("p", { class: "result" }, text || "An empty text (0 characters).");
-    fill(byId("results"), said.flatMap(([output, text]) => [el("h3", {}, output), shown(text)]));
+    const shown = (text, error) => (text === null ? `✗ ${error ?? "could not be read"}` : text || "An empty text (0 characters).");
+    const result = ({ name: output, error }, at) => [el("h3", {}, output), el("p", { class: "result" }, shown(said[at], error))];
+    fill(byId("results"), last.flatMap(result));
     this.runs.push({ name, ...picture.totals });
     byId("runs").hidden = false;
     const cells = (totals) => numbers(totals).map((text) => el("td", { class: "n" }, text));

@@ -10,6 +10,8 @@ const PARTS = [
   ["decode", "first_token", "ended"],
 ];
 
+const CLASSES = ["makes", "at", "for", "n", "n out"];
+
 export const LEGEND = PARTS.map(([name]) => name);
 
 export class Timeline {
@@ -43,7 +45,7 @@ export class Timeline {
       fill(
         row,
         el("th", { scope: "row" }, node.function || "call"),
-        cells.map((text, at) => el("td", { class: at > 2 ? "n" : null }, text)),
+        cells.map((text, at) => el("td", { class: CLASSES[at] }, text)),
         el("td", { class: "time" }, bar(parts, begin, whole), el("span", { class: "unseen" }, inWords(parts))),
       );
     }
