@@ -173,7 +173,7 @@ class ProgramOptions(ModelOptions, RunOptions):
     engines: int = setting(1, help="engines over one copy of --model")
     criteria: str = setting("latency", help="how soon results are wanted: latency or throughput")
     tokenize: str = setting("rendered", help="rendered: prompts are read as one text; segment: piece by piece")
-    cache_scope: str = setting("session", help="who may share prompts: session, key or public")
+    cache_scope: str = setting("session", help="who may share prompts: call, session, key or public")
     latency_tokens: int = setting(8192, help="tokens under way on an engine beside a call that is wanted soon")
     throughput_tokens: int = setting(65536, help="tokens under way on an engine where none is")
     dot: Path | None = setting(None, key=False, help="write the program's graph for GraphViz")
@@ -181,7 +181,7 @@ class ProgramOptions(ModelOptions, RunOptions):
     def __post_init__(self) -> None:
         check("criteria", self.criteria, ("latency", "throughput"))
         check("tokenize", self.tokenize, ("rendered", "segment"))
-        check("cache_scope", self.cache_scope, ("session", "key", "public"))
+        check("cache_scope", self.cache_scope, ("call", "session", "key", "public"))
         if self.engines < 1:
             raise ConfigError("engines", self.engines, "a whole number above 0")
         if not 0 < self.latency_tokens <= self.throughput_tokens:

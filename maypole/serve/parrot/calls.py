@@ -10,9 +10,9 @@ from maypole.engine.request import Sampling
 Tokenize = Literal["rendered", "segment"]
 """Whether a prompt becomes tokens as one text, as a plain completion would, or piece by piece, generated tokens as they
 came."""
-CacheScope = Literal["session", "key", "public"]
+CacheScope = Literal["call", "session", "key", "public"]
 """With whom a call may share what is computed for its prompt, and who may so notice by the time it takes that somebody
-had the same text before: its session, all sessions of the same API key, or everybody."""
+had the same text before: nobody, its session, all sessions of the same API key, or everybody."""
 Criteria = Literal["latency", "throughput"]
 
 
@@ -79,15 +79,12 @@ def in_order(calls: "list[Call]") -> list[int]:
     for at, sources in left.items():
         for source in sources:
             taking[source].append(at)
-    free = [at for at, sources in left.items() if not sources]
-    found: list[int] = []
-    while free:
-        at = free.pop()
-        found.append(at)
+    found = [at for at, sources in left.items() if not sources]
+    for at in found:  # which grows meanwhile
         for later in taking[at]:
             left[later].discard(at)
             if not left[later]:
-                free.append(later)
+                found.append(later)
     if len(found) < len(calls):
         at = min(set(left) - set(found))
         name = next(n for n, g in calls[at].inputs.items() if isinstance(g, Of) and g.call not in found)

@@ -205,6 +205,7 @@ class Graph:
             task.output.producer = task
             for source in task.sources:
                 source.consumers.append(task)
+                self._changed(source)
                 task.missing += source.content is None
             task.depth = 1 + max((p.depth for p in task.predecessors), default=0)
             self.tasks[task.id] = task

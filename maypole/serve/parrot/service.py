@@ -359,6 +359,8 @@ def _load(host: Host) -> HostLoad:
 def _salt(session: Session, task: Task) -> str | None:
     """Who shares what is computed for the prompt of `task`."""
     scope = task.call.cache_scope
+    if scope == "call":
+        return f"call {session.id} {task.id}"
     if scope == "session":
         return f"session {session.id}"
     return None if scope == "public" else f"key {session.owner}"

@@ -133,7 +133,8 @@ export class Answer {
     }
     if (this.facts.dataset.whole && this.facts.dataset.whole === facts.join()) return;
     this.facts.dataset.whole = facts.join();
-    const say = (what, onclick) => button(what, onclick, { class: `quiet ${what}`, "aria-label": `${what} ${this.side}` });
+    const named = (what) => ({ class: `quiet ${what}`, "aria-label": `${what} ${this.side}` });
+    const say = (what, onclick) => button(what, onclick, named(what));
     const copying = say("copy", () => copy(record.text, copying));
     const acts = [say("retry", () => this.page.retry(this)), say("request", () => this.page.show(this))];
     if (record.text) acts.unshift(copying);

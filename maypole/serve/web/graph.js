@@ -78,7 +78,8 @@ export class Graph {
         const d = `M${x} ${y}H${middle - GAP.x / 2}C${middle} ${y} ${middle} ${v} ${u} ${v}`;
         this.lines.append(svg("path", { d, "data-state": state }));
       }
-      const label = svg("text", { x: x + 6, y: y - 6 });
+      const rising = [...ends.keys()].every((to) => to.row < from.row);
+      const label = svg("text", { x: x + 6, y: rising ? y + 16 : y - 6 });
       label.textContent = names([...new Set([...ends.values()].flat())]);
       this.lines.append(label);
     }

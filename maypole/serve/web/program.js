@@ -147,8 +147,10 @@ export class Program {
     const said = await Promise.all(texts);
     sessions.close(session);
     if (signal.aborted) return;
-    const shown = (text, error) => (text === null ? `✗ ${error ?? "could not be read"}` : text || "An empty text (0 characters).");
-    const result = ({ name: output, error }, at) => [el("h3", {}, output), el("p", { class: "result" }, shown(said[at], error))];
+    const result = ({ name: output, error }, at) => {
+      const lost = said[at] === null && `✗ ${error ?? "could not be read"}`;
+      return [el("h3", {}, output), el("p", { class: "result" }, lost || said[at] || "An empty text (0 characters).")];
+    };
     fill(byId("results"), last.flatMap(result));
     this.runs.push({ name, ...picture.totals });
     byId("runs").hidden = false;

@@ -67,7 +67,7 @@ function partsOf(node, now) {
 const inWords = (parts) => parts.map(([name, from, to]) => `${name} ${(to - from).toFixed(2)} s`).join(", ");
 
 function bar(parts, begin, whole) {
-  const made = el("div", { class: "bar-time", "aria-hidden": "true" });
+  const made = el("div", { class: "spent", "aria-hidden": "true" });
   for (const [name, from, to] of parts) {
     const part = el("i", { class: name, title: `${name} ${(to - from).toFixed(2)} s` });
     part.style.left = `${(100 * (from - begin)) / whole}%`;

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maypole.core.errors import DataError
-from maypole.serve.parrot.calls import Call, Of, Ref, Value, Wanted
+from maypole.serve.parrot.calls import Call, Of, Ref, Value, Wanted, in_order
 from maypole.serve.parrot.graph import AlreadySet, Graph, Task
 from maypole.serve.parrot.objectives import GROUP, LATENCY, THROUGHPUT
 from maypole.serve.parrot.pictures import dot, edge, node
@@ -188,3 +188,16 @@ def test_pictures_show_no_contents():
     assert "SECRET" not in str(document) + dot(document)
     assert node(task)["column"] == 0
     assert '"' + secret.id + '" -> "' + task.id + '" [label="input"]' in dot(document)
+
+
+def test_calls_keep_their_order_but_for_what_they_take_from_each_other():
+    assert in_order([call(2), call("x"), call("x"), call("x")]) == [1, 2, 3, 0]
+
+
+def test_a_variable_that_gets_another_consumer_has_changed():
+    changed: list[object] = []
+    graph = Graph("s", changed.append)
+    variable = graph.variable("a")
+    changed.clear()
+    graph.add([call(Ref(variable.id))])
+    assert variable in changed

@@ -297,7 +297,7 @@ def test_several_outputs_of_a_call_go_on_after_each_other():
 def test_equal_prompts_share_within_their_scope_only():
     async def work(service: Service) -> list[int]:
         found = []
-        for scope in ("session", "session", "key", "key", "public", "public"):
+        for scope in ("session", "session", "key", "key", "public", "public", "call", "call"):
             session = service.open(owner=3)
             made = Call(
                 template="a system prompt of some length {{q}} {{o}}", inputs={"q": Value("question")},
@@ -308,4 +308,4 @@ def test_equal_prompts_share_within_their_scope_only():
             found.append(task.cached_tokens)
         return found
 
-    assert served(work)[0] == [0, 0, 0, 39, 0, 39]
+    assert served(work)[0] == [0, 0, 0, 39, 0, 39, 0, 0]
