@@ -9,7 +9,7 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -34,15 +34,17 @@ from maypole.serve.parrot.service import Service
 
 STATEMENT = (
     "Programs of several calls gain when the server sees them whole. 32 calls with a common prompt of 1,000 tokens "
-    "cost at least 3 times less where its keys and values are shared, and at least 1.6 times less again where it is "
-    "attended to once for all; with a short prompt, or two calls, there is next to nothing to gain. A chain saves the "
-    "client's round trips. On a virtual clock with the step times of a large GPU the service's map-reduce gains as "
-    "much as the paper's, and beside map-reduces as fast as on engines kept full its chats are as fast as on engines "
-    "kept free. Agents that read the same files hold less than half of the keys and values. Nothing else is said in "
-    "any of them than call by call."
+    "cost at least 3 times less where its keys and values are computed once, and at least 1.6 times less again where "
+    "all attend to them together than where each attends to a copy of its own; with a short prompt, or two calls, "
+    "there is next to nothing to gain. A chain saves the client's round trips. On a virtual clock with the step times "
+    "of a large GPU the service's map-reduce gains as much as the paper's, and beside map-reduces as fast as on "
+    "engines kept full its chats are as fast as on engines kept free. Agents that read the same files hold less than "
+    "half of the keys and values. Nothing else is said in any of them than call by call."
 )
 
 
+MANY = 32
+"""Requests of the largest program."""
 TOKENIZER = Path(maypole.__file__).parent / "village" / "base" / "village-1M"
 
 
@@ -74,19 +76,27 @@ class Apart(LocalHost):
 
 
 @contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Shared keys and values are attended to by each request for itself, as paged attention does."""
+def each_its_copy() -> Iterator[None]:
+    """Keys and values are computed once, and every request attends to a copy of its own, as it would to its own row."""
+    copies: dict[tuple[int, int], tuple[Any, torch.Tensor, torch.Tensor]] = {}
+    together = step_plan._Shared.attend
 
     def attend(shared: Any, query: torch.Tensor, spec: AttentionSpec) -> step_plan.Partial:
-        keys, values = shared.node.layers[spec.layer]
+        node, n = shared.node, len(shared.tokens)
+        if n > MANY:  # stretches of prompts, whose tokens are many to each copy
+            return together(shared, query, spec)
+        keys, values = node.layers[spec.layer]
+        found = copies.get((id(node), spec.layer))
+        if found is None or len(found[1]) < n or found[1].shape[2] != keys.shape[1]:
+            found = node, *(x.expand(n, *x.shape).contiguous() for x in (keys, values))
+            copies[id(node), spec.layer] = found
+        _, k, v = found
         q = query.index_select(0, shared.tokens)
-        n = len(q)
         out, logsum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q[:, :, None], keys.expand(n, *keys.shape), values.expand(n, *values.shape), scale=spec.scaling
+            q[:, :, None], k[:n], v[:n], scale=spec.scaling
         )
         return out.reshape(n, q.shape[1], -1), logsum.reshape(n, q.shape[1])
 
-    together = step_plan._Shared.attend
     step_plan._Shared.attend = attend  # type: ignore[method-assign]
     try:
         yield
@@ -110,17 +120,19 @@ class Ran:
         scheduler = engine._scheduler
         if scheduler is None:
             return
-        shared = sum(len(node.tokens) for node in scheduler.memory.prefixes.nodes() if node.users)
-        self.held = max(self.held, shared + sum(s.held - s.base for s in scheduler.running))
+        running = [s for s in list(scheduler.running) if s.slots is not None]
+        nodes = {node for s in running if s.node is not None for node in s.node.chain()}
+        own = sum(s.held - s.base for s in running)
+        self.held = max(self.held, own + sum(len(node.tokens) for node in nodes))
 
 
 def best(engine: Engine, program: Program, rounds: int = 2) -> dict[str, Ran]:
     """Each way to run it, interleaved, the quickest of its rounds."""
-    found: dict[str, list[Ran]] = {"together": [], "one at a time": [], "apart": []}
+    found: dict[str, list[Ran]] = {"together": [], "copies": [], "apart": []}
     for _ in range(rounds):
         found["together"].append(Ran(engine, program))
-        with one_at_a_time():
-            found["one at a time"].append(Ran(engine, program))
+        with each_its_copy():
+            found["copies"].append(Ran(engine, program))
         found["apart"].append(Ran(engine, program, shares=False))
     return {name: min(ran, key=lambda one: one.seconds) for name, ran in found.items()}
 
@@ -146,8 +158,8 @@ def run_shared(seed: int, workdir: Path) -> list[Effect]:
         return Effect(name, "CPU seconds", of[other].seconds, of[ours].seconds, least, "ratio>=", **options)
 
     return [
-        ratio("sharing", arms, "one at a time", "apart", 3.0),
-        ratio("attending together", arms, "together", "one at a time", 1.6),
+        ratio("sharing", arms, "copies", "apart", 3.0),
+        ratio("attending together", arms, "together", "copies", 1.6),
         Effect("the same said", "share of outputs", same(arms), None, 1.0, "ours>=", control=True),
         Effect(
             "a short prompt", "CPU seconds", short["apart"].seconds, short["together"].seconds, 1.1, "ratio<=",
@@ -185,10 +197,13 @@ def run_chain(seed: int, workdir: Path) -> list[Effect]:
         await asyncio.sleep(trips[0] / 2)
         return texts
 
-    def timed(work: Callable[[], Awaitable[list[str]]]) -> tuple[list[str], float]:
+    def timed(work: Callable[[], Coroutine[Any, Any, list[str]]]) -> tuple[list[str], float]:
+        """What is said, and the seconds in which the engine had nothing to do."""
+        steps: list[float] = []
+        engine.on_step(steps.append)
         begin = time.perf_counter()
-        texts = asyncio.run(work())  # type: ignore[arg-type]
-        return texts, time.perf_counter() - begin
+        texts = asyncio.run(work())
+        return texts, time.perf_counter() - begin - sum(steps)
 
     timed(by_service)  # what the engine makes at first use is made
     theirs, ours = zip(*((timed(by_client), timed(by_service)) for _ in range(2)))
@@ -196,8 +211,8 @@ def run_chain(seed: int, workdir: Path) -> list[Effect]:
     expected = sum(trips[1:])
     equal = float(theirs[0][0] == ours[0][0])
     return [
-        Effect("round trips saved", "seconds", saved, expected, 0.9, "ratio>="),
-        Effect("and nothing else", "seconds", saved, expected, 1.1, "ratio<=", control=True),
+        Effect("round trips saved", "idle seconds", saved, expected, 0.9, "ratio>="),
+        Effect("and nothing else", "idle seconds", saved, expected, 1.1, "ratio<=", control=True),
         Effect("the same said", "share of outputs", equal, None, 1.0, "ours>=", control=True),
     ]
 
@@ -213,8 +228,8 @@ def run_agents(seed: int, workdir: Path) -> list[Effect]:
     kept = arms["apart"].held, arms["together"].held
     return [
         Effect("keys and values", "tokens at most", *kept, 2.0, "ratio>="),
-        Effect("sharing", "CPU seconds", seconds["apart"], seconds["one at a time"], 1.0, "ratio>="),
-        Effect("attending together", "CPU seconds", seconds["one at a time"], seconds["together"], 1.0, "ratio>="),
+        Effect("sharing", "CPU seconds", seconds["apart"], seconds["copies"], 1.0, "ratio>="),
+        Effect("attending together", "CPU seconds", seconds["copies"], seconds["together"], 1.0, "ratio>="),
         Effect("the same said", "share of outputs", same(arms), None, 1.0, "ours>=", control=True),
         Effect(
             "one file: nothing to share", "tokens at most", lone["apart"].held, lone["together"].held, 1.1, "ratio<=",
