@@ -25,6 +25,7 @@ from maypole.claims.parrot_mixes import FULL, RTT, SPREAD, run_map_reduce, run_m
 from maypole.claims.parrot_programs import Program, agents, chain, one_by_one, shared_prompts, whole, words
 from maypole.core.seeds import derive
 from maypole.engine import Engine, EngineConfig, Request
+from maypole.engine.partial_attention import Partial
 from maypole.models.attention import AttentionSpec
 from maypole.models.loading import create
 from maypole.serve.parrot.calls import Call
@@ -81,8 +82,9 @@ def each_its_copy() -> Iterator[None]:
     copies: dict[tuple[int, int], tuple[Any, torch.Tensor, torch.Tensor]] = {}
     together = step_plan._Shared.attend
 
-    def attend(shared: Any, query: torch.Tensor, spec: AttentionSpec) -> step_plan.Partial:
-        node, n = shared.node, len(shared.tokens)
+    def attend(shared: Any, query: torch.Tensor, spec: AttentionSpec) -> Partial:
+        node, q = shared.node, query[shared.tokens]
+        n = len(q)
         if n > MANY:  # stretches of prompts, whose tokens are many to each copy
             return together(shared, query, spec)
         keys, values = node.layers[spec.layer]
@@ -91,7 +93,6 @@ def each_its_copy() -> Iterator[None]:
             found = node, *(x.expand(n, *x.shape).contiguous() for x in (keys, values))
             copies[id(node), spec.layer] = found
         _, k, v = found
-        q = query.index_select(0, shared.tokens)
         out, logsum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q[:, :, None], k[:n], v[:n], scale=spec.scaling
         )
