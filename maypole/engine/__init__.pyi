@@ -1,3 +1,4 @@
+from .adapter_entry import AdapterStatus as AdapterStatus
 from .engine import Engine as Engine
 from .remote import RemoteEngine as RemoteEngine
 from .request import NO_ADAPTER as NO_ADAPTER
@@ -14,6 +15,7 @@ from .settings import EngineConfig as EngineConfig
 __all__ = [
     "NO_ADAPTER",
     "AdapterConfig",
+    "AdapterStatus",
     "Chunk",
     "Engine",
     "EngineConfig",

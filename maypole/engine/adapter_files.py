@@ -6,8 +6,11 @@ read, and the weights are hashed as they are read, so that what was checked is w
 
 import hashlib
 import json
+import math
+import os
 import re
 import stat
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,10 @@ from maypole.models.adapters import config_class
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CONFIG_BYTES = 2**20
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-DTYPES = ("F64", "F32", "F16", "BF16")
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Types that weights may have, and bytes of a number."""
+STACKED = 4
+"""Bytes that a number of an adapter takes besides, where it is stacked with those of other adapters (`lanes`)."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -51,10 +57,37 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A directory that holds an adapter for the base, as its config and header say."""
+    """A directory that holds an adapter for the base, as its config and header say.
+
+    `bytes` are those of its tensors, `cost` what it needs while it takes part in batches.
+    """
 
     directory: Path
     config: Any
+    rank: int
+    bytes: int
+    cost: int
+
+
+def inside(directory: Path, roots: Sequence[Path], where: str) -> Path:
+    """`directory` with all links followed; UserError unless it and the files in it lie in one of `roots`."""
+    try:
+        real = directory.resolve(strict=True)
+        every = [real, (real / CONFIG).resolve(), (real / WEIGHTS).resolve()]
+    except (OSError, RuntimeError, ValueError) as error:  # nothing there, a circle of links, a NUL
+        raise UserError("there is no such adapter", where, f"a directory with {CONFIG}") from error
+    if not any(all(file.is_relative_to(root.resolve()) for file in every) for root in roots):
+        raise UserError("the adapter lies outside the folders that adapters may come from", where, "one inside them")
+    return real
+
+
+def stamp(directory: Path) -> Hashable:
+    """Equal as long as nobody has written the adapter's files again; None where one is missing."""
+    try:
+        seen = [os.stat(directory / name) for name in (CONFIG, WEIGHTS)]
+    except (OSError, ValueError):
+        return None
+    return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in seen)
 
 
 def inspect(directory: Path, base: Base, limits: Limits, where: str) -> Found:
@@ -64,13 +97,16 @@ def inspect(directory: Path, base: Base, limits: Limits, where: str) -> Found:
     _check_base(config, base, where)
     file = _regular(directory, WEIGHTS, limits.max_bytes, where)
     shapes: dict[str, tuple[int, ...]] = {}
+    numbers, size = 0, 0
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - no mapping
                 part = tensors.get_slice(name)
-                if part.get_dtype() not in DTYPES:
-                    raise UserError(f"{name!r} is of type {part.get_dtype()}", where, f"one of {', '.join(DTYPES)}")
+                if part.get_dtype() not in SIZES:
+                    raise UserError(f"{name!r} is of type {part.get_dtype()}", where, f"one of {', '.join(SIZES)}")
                 shapes[name] = tuple(part.get_shape())
+                numbers += math.prod(shapes[name])
+                size += math.prod(shapes[name]) * SIZES[part.get_dtype()]
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{WEIGHTS} is damaged: {_line(error)}", where, "a whole file; copy it again") from error
     if not shapes:
@@ -84,7 +120,7 @@ def inspect(directory: Path, base: Base, limits: Limits, where: str) -> Found:
     rank = max(ranks, default=0)
     if rank > limits.max_rank:
         raise UserError(f"the adapter has rank {rank}", where, f"at most {limits.max_rank} (max_rank)")
-    return Found(directory, config)
+    return Found(directory, config, rank, size, size + (numbers * STACKED if rank else 0))
 
 
 def load(found: Found, name: str, base: Base, limits: Limits, where: str, device: torch.device) -> Adapter:
@@ -96,6 +132,8 @@ def load(found: Found, name: str, base: Base, limits: Limits, where: str, device
         tensors = load_bytes(data)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{WEIGHTS} is damaged: {_line(error)}", where, "a whole file; copy it again") from error
+    if sum(t.nbytes for t in tensors.values()) > found.bytes:
+        raise UserError(f"{WEIGHTS} grew while it was read", where, "another try")
     hashed = hashlib.sha256((found.directory / CONFIG).read_bytes())
     hashed.update(data)
     return from_tensors(name, found.config, tensors, base.module, where, key=hashed.hexdigest(), device=device)

@@ -160,11 +160,15 @@ def check_config(config: Any, where: str) -> None:
 def check_layers(shapes: Mapping[str, Mapping[str, tuple[int, ...]]], config: Any, into: Any, where: str) -> None:
     """UserError unless the parts of every module fit it; `shapes` maps modules of `into` to parts to shapes."""
     modules = dict(into.named_modules())
+    ends = [
+        f"{name}.{part}" for name in shapes for part in sorted(shapes[name])
+        if isinstance(modules[name], nn.Embedding) or modules[name] is into.get_output_embeddings()
+    ]  # fmt: skip
+    if ends:
+        what = f"the adapter changes embeddings or head: {', '.join(ends)}"
+        raise UnsupportedCapability(what, where, "merge it first")
     for name, parts in shapes.items():
-        module = modules[name]
-        if isinstance(module, nn.Embedding) or module is into.get_output_embeddings():
-            raise UnsupportedCapability(f"the adapter changes {name!r}, embeddings or head", where, "merge it first")
-        sizes = linear_shape(module)
+        sizes = linear_shape(modules[name])
         if sizes is None:
             raise UserError(f"the adapter changes {name!r}, which is no linear layer", where, "linear layers only")
         if kind_of(config) == "lora":

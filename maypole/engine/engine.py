@@ -15,18 +15,20 @@ import torch
 
 from maypole.core.errors import UnsupportedCapability, UserError
 from maypole.engine import embedding, scoring, updating
+from maypole.engine.adapter_entry import Target
 from maypole.engine.adapter_files import Base, Limits
+from maypole.engine.adapter_store import AdapterStore, Engaged
 from maypole.engine.adapters import Adapter
 from maypole.engine.intake import Intake, Listener
 from maypole.engine.mailbox import Mailbox, call_in
 from maypole.engine.private_copy import overwrite
-from maypole.engine.request import NO_ADAPTER, Chunk, Output, Prompt, Request, Scored, ScoreRequest
+from maypole.engine.request import Chunk, Output, Prompt, Request, Scored, ScoreRequest
 from maypole.engine.runner import Runner
 from maypole.engine.scheduler import Scheduler
 from maypole.engine.sequence import Sequence as Running
 from maypole.engine.sequence import cancel, result
 from maypole.engine.settings import EngineConfig
-from maypole.engine.worker import Turnstile, Worker
+from maypole.engine.worker import Bell, Turnstile, Worker
 from maypole.models.language_model import LanguageModel
 from maypole.models.loading import load
 
@@ -52,12 +54,10 @@ class Engine:
 
     def _begin(self, lm: LanguageModel, config: EngineConfig | None, *, owns: bool) -> None:
         self.config = config or EngineConfig()
-        self._lock = Turnstile()
-        self._worker = Worker(self._lock, lambda: self._generator().busy, self._step)
+        self._lock, self._bell = Turnstile(), Bell()
+        self._worker = Worker(self._lock, self._bell, lambda: self._generator().busy, self._step)
         self._scheduler: Scheduler | None = None
-        self._versions: dict[str | None, int] = {None: 0}
-        self._adapters: dict[str, Adapter] = {}
-        self._updates = 0
+        self.adapters = AdapterStore(self.config.adapters, self._engaged())
         self._take(lm, owns=owns)
 
     @classmethod
@@ -98,14 +98,9 @@ class Engine:
         return self.lm.max_length
 
     @property
-    def adapters(self) -> tuple[str, ...]:
-        """Names that `Request.adapter` may have."""
-        return tuple(self._adapters)
-
-    @property
     def version(self) -> int:
-        """How many updates there were."""
-        return self._updates
+        """How many times weights were new: the base's, or an adapter's."""
+        return self.adapters.updates
 
     @property
     def alive(self) -> bool:
@@ -141,9 +136,11 @@ class Engine:
         scheduler.submit(sequences)
         try:
             while not all(s.done for s in sequences):
+                heard = self._bell.count
                 with self._lock:
-                    if not all(s.done for s in sequences):
-                        self._step()
+                    did = all(s.done for s in sequences) or self._step()
+                if not did:
+                    self._bell.rest(heard)
         finally:
             self._abandon(sequences)
         return [result(s) for s in sequences]
@@ -199,8 +196,8 @@ class Engine:
         self._need("score")
         items: list[scoring.Scoring] = []
         counts: list[int] = []
-        for i, request in enumerate(requests):
-            adapter = self._adapter(request.adapter, i)
+        adapters = self._adapters_of([request.adapter for request in requests])
+        for i, (request, adapter) in enumerate(zip(requests, adapters)):
             found = self._intake.scored(request, i)
             counts.append(len(found))
             items += [scoring.Scoring(ids, start, adapter) for ids, start in found]
@@ -226,7 +223,7 @@ class Engine:
             raise UserError(f"no pooling {pooling!r}", "pooling", "last, mean or cls")
         ids = [self._intake.text(text, i, truncate=truncate) for i, text in enumerate(texts)]
         return embedding.embed(
-            ids, self._runner, self._adapter(adapter, 0), pooling=pooling, layer=layer, normalize=normalize,
+            ids, self._runner, self._adapters_of([adapter])[0], pooling=pooling, layer=layer, normalize=normalize,
             max_batch_tokens=self._bounds.max_batch_tokens, each=self._locked,
         )  # fmt: skip
 
@@ -234,7 +231,7 @@ class Engine:
         """(n, num_labels) scores of a sequence classifier (``load(..., task="score")``) in fp32."""
         self._need("classify")
         ids = [self._intake.prompt(r, i) for i, r in enumerate(requests)]
-        adapters = [self._adapter(r.adapter, i) for i, r in enumerate(requests)]
+        adapters = self._adapters_of([r.adapter for r in requests])
         return embedding.classify(ids, adapters, self._runner, self._bounds.max_batch_tokens, self._locked)
 
     def update(self, source: Any, adapter: str | None = None, *, mode: Literal["finish", "abort"] = "finish") -> int:
@@ -245,27 +242,33 @@ class Engine:
         Running requests of what changes finish on the old weights first, or end with "update" (mode "abort", and
         always where their weights have been changed in place).
         """
-        with self._lock:
-            self._settle(adapter, mode)
-            if adapter is None:
+        if adapter is None:
+            with self._lock:
+                self._settle(None, abort=mode == "abort" or self._seen not in (None, self.lm.base_version))
                 self._take_from(source)
-            else:
-                known = self._adapters.get(adapter)
-                base, limits = Base(self._runner.module, self.lm.name), Limits.of(self.config.adapters)
-                self._adapters[adapter] = updating.adapter_from(source, adapter, base, limits, known)
-                if known is not None:
-                    self._runner.lanes.forget(known)
-            self._updates += 1
-            self._versions[adapter] = self._updates
-            return self._updates
+                return self.adapters.base_changed()
+        while True:
+            runner, made = self._runner, self._adapter_from(source, adapter)  # beside what runs
+            with self._lock:
+                if runner is self._runner:  # else it was made for another base
+                    self._settle(adapter, abort=mode == "abort")
+                    return self.adapters.put(adapter, made)
 
     def close(self) -> None:
         """End everything and free the cache; the engine may be used again."""
         with self._lock:
             if self._scheduler is not None:
-                cancel([*self._scheduler.waiting, *self._scheduler.running, *self._scheduler.inbox])
+                cancel(self._scheduler.everything)
                 self._scheduler.sweep()
                 self._scheduler.memory.free()
+
+    def _settle(self, target: str | None, *, abort: bool) -> None:
+        if self._scheduler is not None:
+            updating.settle(self._scheduler, target, self._step, abort=abort)
+
+    def _adapter_from(self, source: Any, name: str) -> Adapter:
+        base, limits = Base(self._runner.module, self.lm.name), Limits.of(self.config.adapters)
+        return updating.adapter_from(source, name, base, limits, self.adapters.loaded(name))
 
     def _take_from(self, source: Any) -> None:
         """Make `source` the base; a state dict is written into a module of the engine's own."""
@@ -291,9 +294,10 @@ class Engine:
         free = torch.cuda.mem_get_info(device)[0] if cuda else None
         self._bounds = self.config.resolved(cuda=cuda, free_bytes=free)
         runner = Runner(lm.model, replaced, fast_path=self.config.fast_path)
-        adapters = {**self._adapters, **updating.adapters_of(lm, runner)}
+        adapters = updating.adapters_of(lm, runner)
         runner.repack(self._bounds.repack_bytes, lm.model if owns else None)
-        self.lm, self._runner, self._adapters, self._owns = lm, runner, adapters, owns
+        self.lm, self._runner, self._owns = lm, runner, owns
+        self.adapters.aim(Base(runner.module, lm.name), adapters)
         self._default = updating.default_adapter(lm)
         self._seen = lm.base_version if replaced is None else None
         self._intake = Intake(lm, runner.vocabulary, decoder=runner.packed)
@@ -309,7 +313,7 @@ class Engine:
             if self._scheduler is None:
                 memory = self._runner.cache(self.config.kv_dtype, self._bounds.kv_bytes)
                 alone = self.config.deterministic
-                self._scheduler = Scheduler(self._runner, memory, self._bounds, self._bind, alone=alone)
+                self._scheduler = Scheduler(self._runner, memory, self._bounds, self.adapters, alone=alone)
             return self._scheduler
 
     def _sequences(
@@ -319,26 +323,44 @@ class Engine:
         scheduler = self._generator()
         made: list[Running] = []
         for i, request in enumerate(requests):
-            self._adapter(request.adapter, i)
-            target = self._default if request.adapter is None else request.adapter or None
+            target = self._target(request.adapter)
+            if target is not None:
+                self._need("adapters")
+                self.adapters.ask(target, f"request {i}")
             made += self._intake.sequences(request, i, target, listener, last_only=last_only)
         for sequence in made:
             scheduler.check_fits(len(sequence.prompt), sequence.room)
         return made
 
-    def _bind(self, target: str | None) -> tuple[Adapter | None, int]:
-        if target is None:
-            return None, self._versions[None]
-        return self._adapters[target], max(self._versions[None], self._versions.get(target, 0))
+    def _target(self, name: str | None) -> Target | None:
+        return self._default if name is None else name or None
 
-    def _adapter(self, name: str | None, index: int) -> Adapter | None:
-        name = self._default if name is None else name
-        if name is None or name == NO_ADAPTER:
-            return None
-        if name not in self._adapters:
-            known = ", ".join(self._adapters) or "none is loaded"
-            raise UserError(f"no adapter {name!r}", f"request {index}", f"adapters: {known}")
-        return self._adapters[name]
+    def _adapters_of(self, names: Sequence[str | None]) -> list[Adapter | None]:
+        """The adapters themselves, each looked up once: a call has one version of it."""
+        targets = [self._target(name) for name in names]
+        found: dict[Target | None, Adapter | None] = {None: None}
+        for i, target in enumerate(targets):
+            if target is not None and target not in found:
+                self._need("adapters")
+                found[target] = self.adapters.now(target, f"request {i}")
+        return [found[target] for target in targets]
+
+    def _engaged(self) -> Engaged:
+        """What the store of adapters needs of the engine."""
+
+        def cancel_those_of(target: Target) -> None:
+            if (scheduler := self._scheduler) is not None:
+                cancel([s for s in scheduler.everything if s.target == target])
+                scheduler.sweep()
+
+        return Engaged(
+            self._lock,
+            wanted=lambda: self._scheduler.wanted() if self._scheduler is not None else (),
+            in_use=lambda: self._scheduler.in_use() if self._scheduler is not None else (),
+            forget=lambda adapter: self._runner.lanes.forget(adapter),
+            cancel=cancel_those_of,
+            wake=self._bell.ring,
+        )
 
     def _need(self, capability: str) -> None:
         if capability not in self.capabilities:
@@ -355,16 +377,20 @@ class Engine:
             self._check_base()
             run()
 
-    def _step(self) -> None:
-        """One step of the queue; an error is given to every sequence in it. The lock is held."""
+    def _step(self) -> bool:
+        """One step of the queue; an error is given to every sequence in it. The lock is held.
+
+        False where there was nothing to do before an adapter is loaded.
+        """
         scheduler = self._generator()
         try:
             self._check_base()
-            scheduler.step()
+            return scheduler.step()
         except BaseException as error:
             scheduler.fail(error)
             if not isinstance(error, Exception):
                 raise
+        return True
 
     def _start(self, sequences: list[Running]) -> None:
         scheduler = self._generator()
@@ -376,24 +402,3 @@ class Engine:
             cancel(sequences)
             with self._lock:
                 self._generator().sweep()
-
-    def _settle(self, adapter: str | None, mode: str) -> None:
-        """No running sequence depends on what is about to change. The lock is held."""
-        scheduler = self._scheduler
-        if scheduler is None:
-            return
-        scheduler.sweep()
-
-        def concerned() -> list[Running]:
-            return [s for s in scheduler.begun if adapter is None or s.target == adapter]
-
-        moved = self._seen not in (None, self.lm.base_version)
-        if mode == "abort" or (moved and adapter is None):
-            for sequence in concerned():
-                sequence.ended = "update"
-            scheduler.sweep()
-        if adapter is None:
-            scheduler.admitting = False
-            while scheduler.begun:
-                self._step()
-            scheduler.admitting = True

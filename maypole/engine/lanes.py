@@ -142,6 +142,13 @@ class Lanes:
             self.prepare(adapter)
         self._segments, self._plan = segments, None
 
+    @property
+    def stacked_bytes(self) -> int:
+        """Of the factors that are held a second time, side by side."""
+        layers = self._stack.layers.values() if self._stack is not None else ()
+        parts = [part for s in layers if s is not None for part in (s.down, s.up, s.bias) if part is not None]
+        return sum(part.nbytes for part in parts)
+
     def prepare(self, adapter: Adapter) -> None:
         """Hook the layers that `adapter` contributes to."""
         for name in adapter.layers.keys() - self._hooked:

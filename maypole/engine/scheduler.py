@@ -6,12 +6,14 @@ short the youngest makes way and starts again later, with what it has said so fa
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 import torch.nn.functional as F
 
 from maypole.core.errors import UserError
+from maypole.engine.adapter_entry import Target
+from maypole.engine.adapter_store import AdapterStore
 from maypole.engine.adapters import Adapter
 from maypole.engine.kv_memory import KVMemory
 from maypole.engine.prefix_cache import LEAST, Node
@@ -29,8 +31,9 @@ AHEAD = 32
 class Scheduler:
     """The queue and the running sequences of one engine.
 
-    `bind(name)` gives the adapter of that name and the version of its weights at this moment. With `alone` nothing is
-    shared and prompts run by themselves, so that a sequence's numbers are the same to the bit whatever runs beside it.
+    `adapters` says whose turn it is, and gives the adapter of a name and the version of its weights. With `alone`
+    nothing is shared and prompts run by themselves, so that a sequence's numbers are the same to the bit whatever runs
+    beside it.
     """
 
     STATS = ("running", "waiting", "kv_tokens", "prefix_tokens", "kv_bytes", "kv_budget", "preemptions")
@@ -40,11 +43,11 @@ class Scheduler:
         runner: Runner,
         memory: KVMemory,
         bounds: Bounds,
-        bind: Callable[[str | None], tuple[Adapter | None, int]],
+        adapters: AdapterStore,
         *,
         alone: bool = False,
     ) -> None:
-        self.runner, self.memory, self.bounds, self.bind, self.alone = runner, memory, bounds, bind, alone
+        self.runner, self.memory, self.bounds, self.adapters, self.alone = runner, memory, bounds, adapters, alone
         self.inbox: deque[Sequence] = deque()
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -58,6 +61,11 @@ class Scheduler:
         return bool(self.inbox or self.waiting or self.running)
 
     @property
+    def everything(self) -> list[Sequence]:
+        """What waits, runs, or has just been submitted."""
+        return [*self.waiting, *self.running, *self.inbox.copy()]
+
+    @property
     def _alike(self) -> int:
         """Tokens of which every forward has a multiple where results must not depend on company."""
         return max(self.bounds.max_seqs, 16)
@@ -66,6 +74,15 @@ class Scheduler:
     def begun(self) -> list[Sequence]:
         """What has started and is not done, at work or made to wait."""
         return [*self.running, *(s for s in self.waiting if s.generated)]
+
+    def wanted(self) -> Collection[Target]:
+        """The adapters that waiting sequences ask for, in the order in which they would start."""
+        waiting = [*sorted(self.waiting, key=_order), *self.inbox.copy()]
+        return dict.fromkeys(s.target for s in waiting if s.target is not None and not s.generated)
+
+    def in_use(self) -> Collection[Adapter]:
+        """The adapters of what has begun."""
+        return {s.adapter for s in self.begun if s.adapter is not None}
 
     def stats(self) -> dict[str, int]:
         """Sequences waiting and running and how often one made way; tokens of running sequences and of prefixes in the
@@ -94,12 +111,13 @@ class Scheduler:
                 f"at most {held:,} tokens fit; shorten the prompt or max_tokens, or raise kv_bytes",
             )
 
-    def step(self) -> None:
-        """One forward, and a new token for every sequence whose tokens it has all read."""
+    def step(self) -> bool:
+        """One forward, and a new token for every sequence whose tokens it has all read; False where all wait for
+        adapters that are on their way."""
         self.sweep()
         pieces = self._pieces()
         if not pieces:
-            return
+            return not self.waiting
         self._stepped = [sequence for sequence, _ in pieces]
         hidden = self.runner.step(
             [Piece(sequence, count) for sequence, count in pieces],
@@ -114,6 +132,9 @@ class Scheduler:
         if ready:
             self._sample([self._stepped[i] for i in ready], hidden[torch.tensor(ready, device=hidden.device)])
         self._stepped = []
+        if self.adapters.draining:
+            self.adapters.reap()
+        return True
 
     def sweep(self) -> None:
         """Take in what was submitted and let go of what was ended from outside or has no time left."""
@@ -122,7 +143,7 @@ class Scheduler:
             sequence.arrival = self._arrivals
             self._arrivals += 1
             if sequence.limit == 0 and sequence.ended is None:
-                sequence.version, sequence.ended = self.bind(sequence.target)[1], "length"
+                sequence.version, sequence.ended = self.adapters.version(sequence.target), "length"
             self.waiting.append(sequence)
         now = time.monotonic()
         for queue in (self.waiting, self.running):
@@ -135,6 +156,19 @@ class Scheduler:
                     self.memory.release(sequence)
                 if not sequence.done:
                     sequence.report(0)
+        self._tell_failures()
+
+    def _tell_failures(self) -> None:
+        """Who waits for an adapter that could not be loaded is told why, and the adapter has another chance."""
+        failed: set[Target] = set()
+        for sequence in [s for s in self.waiting if s.target is not None and not s.generated]:
+            sequence.error = self.adapters.failure(sequence.target)
+            if sequence.error is not None and sequence.target is not None:
+                failed.add(sequence.target)
+                self.waiting.remove(sequence)
+                sequence.report(0)
+        if failed:
+            self.adapters.forgive(failed)
 
     def fail(self, error: BaseException) -> None:
         """Every sequence ends with `error`, the cache is empty; who listens is told when nothing of it is left."""
@@ -205,13 +239,18 @@ class Scheduler:
     def _admit(self, budget: int, pieces: list[tuple[Sequence, int]]) -> int:
         """Start the first of the queue while there is room for them and something left of the budget."""
         starting: list[Sequence] = []
+        if any(s.target is not None and not s.generated for s in self.waiting):
+            self.adapters.exchange()
         for sequence in sorted(self.waiting, key=_order):
             if budget <= 0 or len(self.running) >= self.bounds.max_seqs:
                 break
             if not (self.admitting or sequence.generated):
                 continue
             if not sequence.generated:
-                sequence.adapter, sequence.version = self.bind(sequence.target)
+                bound = self.adapters.admit(sequence.target)
+                if bound is None:
+                    continue
+                sequence.adapter, sequence.version = bound
             if self._soon_known(sequence, starting):
                 continue
             known = None if self.alone else self.memory.prefixes.match(
@@ -259,12 +298,18 @@ class Scheduler:
                 continue
             shared = 0
             for other in self.waiting:
-                adapter = other.adapter if other.generated else self.bind(other.target)[0]
-                if (adapter, other.request.cache_salt) == sequence.sharing:
+                if self._will_share(other) == sequence.sharing:
                     shared = max(shared, shared_length(sequence.prompt, other.tokens(0, other.length)))
             node = self._keep(sequence, min(shared, sequence.held))
             if node is not None:
                 self.memory.lean(sequence, node, _room(sequence, node.end))
+
+    def _will_share(self, waiting: Sequence) -> tuple[object, object] | None:
+        """Its `sharing` once it starts; None where that is not known yet."""
+        if waiting.generated or waiting.target is None:
+            return waiting.sharing
+        adapter = self.adapters.loaded(waiting.target)
+        return None if adapter is None else (adapter.key, waiting.request.cache_salt)
 
     def _keep(self, sequence: Sequence, end: int) -> Node | None:
         """Put the first `end` tokens of a running sequence into the cache where they are not, if there is room.

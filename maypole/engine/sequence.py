@@ -89,7 +89,7 @@ class Sequence:
     @property
     def sharing(self) -> tuple[object, object]:
         """Tokens of two sequences mean the same only where this is equal."""
-        return self.adapter, self.request.cache_salt
+        return None if self.adapter is None else self.adapter.key, self.request.cache_salt
 
     @property
     def next_draw(self) -> Draw:

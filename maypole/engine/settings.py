@@ -3,24 +3,44 @@
 import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from maypole.core.errors import ConfigError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
+ADAPTER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+"""What an adapter may be called where clients name it: no part of a path."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """Bounds of one adapter: of a higher rank than `max_rank`, or of more than `max_bytes`, it is refused."""
+    """Where adapters may come from, and how many may be at work.
 
+    `roots` are folders whose directories are adapters of those names; with `hub` requests may also name hub ids. One of
+    a rank above `max_rank` or of more than `max_bytes` is refused. Up to `max_active` adapters that need `max_bytes` in
+    all, what they take stacked with others included, are on the device and take part in batches; on accelerators up to
+    `host_bytes` of them wait in the host's memory. The others are read when a request names them. Where those asked for
+    do not all fit, each has turns of `cycle_time` seconds. What an engine is given in memory counts for none of this.
+    """
+
+    roots: tuple[str | Path, ...] = ()
+    hub: bool = False
+    max_active: int = 64
     max_rank: int = 256
     max_bytes: int | str = "1GiB"
+    host_bytes: int | str = "4GiB"
+    cycle_time: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.max_rank < 1:
-            raise ConfigError("max_rank", self.max_rank, "a whole number above 0")
+        for name in ("max_active", "max_rank"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "a whole number above 0")
+        if not self.cycle_time >= 0:
+            raise ConfigError("cycle_time", self.cycle_time, "seconds, 0 or more")
         parse_bytes("max_bytes", self.max_bytes)
+        parse_bytes("host_bytes", self.host_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +55,7 @@ class EngineConfig:
     Llama, Mistral, Qwen2 and Qwen3 in fewer operations than their own modules: "auto" does so on CPUs and NVIDIA's
     GPUs, True everywhere and is an error for other families, False nowhere.
     `deterministic` makes every number the same to the bit whatever else runs, at the price of sharing nothing and of
-    forwards of a fixed size. `adapters` bounds those that requests may name.
+    forwards of a fixed size. `adapters` says which ones requests may name.
     """
 
     max_seqs: int | Literal["auto"] = "auto"

@@ -1,6 +1,6 @@
-"""New weights for an engine: a base, or an adapter copied, from any source. Knows nothing about requests."""
+"""New weights for an engine: a base, or an adapter copied, from any source, and who has to end for them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from maypole.core.errors import UnsupportedCapability, UserError
+from maypole.engine.adapter_entry import Target
 from maypole.engine.adapter_files import Base, Limits, from_directory
 from maypole.engine.adapters import Adapter, from_model, from_tensors
 from maypole.engine.runner import Runner
+from maypole.engine.scheduler import Scheduler
 from maypole.models.language_model import FOLLOW, LanguageModel
 from maypole.models.loading import load
 
@@ -31,6 +33,24 @@ def adapters_of(lm: LanguageModel, runner: Runner) -> dict[str, Adapter]:
     if lm.adapters and not runner.packed:
         raise UnsupportedCapability("adapters on an encoder", lm.name, "merge it into its base first")
     return {name: from_model(lm.model, name, runner.module) for name in lm.adapters}
+
+
+def settle(scheduler: Scheduler, target: Target | None, step: Callable[[], object], *, abort: bool) -> None:
+    """No running sequence depends on what is about to change, be it `target` or the base. The engine's lock is held.
+
+    Those of an adapter finish with the one they have; those of a base finish now, or end with "update".
+    """
+    scheduler.sweep()
+    if abort:
+        for sequence in scheduler.begun:
+            if target is None or sequence.target == target:
+                sequence.ended = "update"
+        scheduler.sweep()
+    if target is None:
+        scheduler.admitting = False
+        while scheduler.begun:
+            step()
+        scheduler.admitting = True
 
 
 def adapter_from(source: Any, name: str, base: Base, limits: Limits, known: Adapter | None) -> Adapter:

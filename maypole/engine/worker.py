@@ -7,6 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 
+REST = 0.05
+"""Seconds of a rest that nobody ends."""
+
 
 class Turnstile:
     """A lock that goes to who waits for it rather than back to who just let go; its owner may take it again.
@@ -29,14 +32,33 @@ class Turnstile:
         self._lock.release()
 
 
+class Bell:
+    """Wakes who rests because there was nothing to do; a ring that comes before the rest is not missed."""
+
+    def __init__(self) -> None:
+        self._rung = threading.Condition()
+        self.count = 0
+
+    def ring(self) -> None:
+        with self._rung:
+            self.count += 1
+            self._rung.notify_all()
+
+    def rest(self, heard: int) -> None:
+        """Return when it has rung since its `count` was `heard`, or soon, for time limits pass in silence."""
+        with self._rung:
+            self._rung.wait_for(lambda: self.count != heard, REST)
+
+
 class Worker:
     """`step` runs under `lock`, in a daemon thread that starts with the first submission and ends when not `busy`.
 
-    `on_step`, where it is set, is told how many seconds each step took.
+    After a step that did nothing it rests, outside the lock, until `bell` rings. `on_step`, where it is set, is told
+    how many seconds each other step took.
     """
 
-    def __init__(self, lock: Turnstile, busy: Callable[[], bool], step: Callable[[], None]) -> None:
-        self._lock, self._busy, self._step = lock, busy, step
+    def __init__(self, lock: Turnstile, bell: Bell, busy: Callable[[], bool], step: Callable[[], bool]) -> None:
+        self._lock, self._bell, self._busy, self._step = lock, bell, busy, step
         self._handoff = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stepped = 0.0
@@ -50,6 +72,7 @@ class Worker:
                 self._stepped = time.monotonic()
                 self._thread = threading.Thread(target=self._work, name="maypole-engine", daemon=True)
                 self._thread.start()
+        self._bell.ring()
 
     @property
     def alive(self) -> bool:
@@ -64,13 +87,16 @@ class Worker:
 
     def _work(self) -> None:
         while True:
+            heard = self._bell.count
             with self._lock:
                 with self._handoff:
                     if not self._busy():
                         self._thread = None
                         return
                 begun = time.monotonic()
-                self._step()
+                did = self._step()
                 self._stepped = time.monotonic()
-                if self.on_step is not None:
+                if did and self.on_step is not None:
                     self.on_step(self._stepped - begun)
+            if not did:
+                self._bell.rest(heard)

@@ -1,10 +1,12 @@
 """The hub's repositories as directories here, and files here as a commit there. Knows nothing about what is in them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import (
+    DryRunError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -35,23 +37,48 @@ def local(name: str | Path, *, revision: str | None = None, code: bool = False) 
         raise UserError("this is a file", text, "a directory or a hub id")
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
         raise UserError("no such directory", text, "a directory, or a hub id such as owner/name")
-    try:
-        wanted = [*_FILES, *(["*.py"] if code else [])]
+    wanted = [*_FILES, *(["*.py"] if code else [])]
+    with _translated(text, revision):
         found = snapshot_download(text, revision=revision, allow_patterns=wanted, ignore_patterns=_OTHER_FORMATS)
         return Path(str(found))
+
+
+def fetched(hub_id: str, files: Sequence[str], *, max_bytes: int) -> Path:
+    """The snapshot of a repository's `files` in the hub's cache, downloaded where needed; no directory has its name.
+
+    UserError where they are longer than `max_bytes` together, which is asked before any of them comes.
+    """
+    wanted = list(files)
+    with _translated(hub_id, None):
+        validate_repo_id(hub_id)
+        try:
+            there = snapshot_download(hub_id, allow_patterns=wanted, dry_run=True)
+        except DryRunError:  # no connection: what is in the cache has been asked about before
+            there = []
+        size = sum(file.file_size or 0 for file in there)
+        if size > max_bytes:
+            raise UserError(f"its files have {size:,} bytes", hub_id, f"at most {max_bytes:,}")
+        return Path(str(snapshot_download(hub_id, allow_patterns=wanted)))
+
+
+@contextmanager
+def _translated(name: str, revision: str | None) -> Iterator[None]:
+    """The hub's errors as ours."""
+    try:
+        yield
     except GatedRepoError as error:
         raise UserError(
-            "the hub asks for its terms to be accepted", text, "accept them, then: hf auth login"
+            "the hub asks for its terms to be accepted", name, "accept them, then: hf auth login"
         ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"has no revision {revision!r} on the hub", text, "a branch, tag or commit") from error
+        raise UserError(f"has no revision {revision!r} on the hub", name, "a branch, tag or commit") from error
     except RepositoryNotFoundError as error:
-        raise UserError("neither a directory here nor a repository on the hub", text, "check its spelling") from error
+        raise UserError("neither a directory here nor a repository on the hub", name, "check its spelling") from error
     except HFValidationError as error:
-        raise UserError("no such directory, and not a hub id", text, "a directory or owner/name") from error
+        raise UserError("no such directory, and not a hub id", name, "a directory or owner/name") from error
     except (LocalEntryNotFoundError, _HTTPError, OSError) as error:
         hint = "a directory, or a hub id that is in the hub's cache or can be downloaded now"
-        raise UserError("no such directory, and the hub cannot be reached", text, hint) from error
+        raise UserError("no such directory, and the hub cannot be reached", name, hint) from error
 
 
 def is_hub_id(name: str) -> bool:

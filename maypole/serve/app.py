@@ -7,7 +7,6 @@ import json
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,16 @@ from maypole.core.errors import UserError
 from maypole.engine.request import Usage
 from maypole.serve import page
 from maypole.serve.account import Account
-from maypole.serve.bodies import ChatBody, CompletionBody, Detokenize, Embeddings, LoadAdapter, Tokenize, parsed
+from maypole.serve.bodies import (
+    ChatBody,
+    CompletionBody,
+    Detokenize,
+    Embeddings,
+    LoadAdapter,
+    Tokenize,
+    UnloadAdapter,
+    parsed,
+)
 from maypole.serve.ending import Ending
 from maypole.serve.generating import Generating, in_parts
 from maypole.serve.guard import OPEN, ApiError, Guard, Limits, Queue, from_user_error, read_json
@@ -46,22 +54,22 @@ def create_app(
     limits: Limits | None = None,
     keys: tuple[str, ...] = (),
     hosts: tuple[str, ...] = LOCAL,
-    dynamic: Path | None = None,
+    dynamic: bool = False,
     capacity: Capacity | None = None,
     sessions: SessionLimits | None = None,
 ) -> FastAPI:
     """The application that serves `engine` as the model `name`, and its adapters as models of their own names.
 
     `keys` are those a client needs one of, none: no key; `hosts` are the names it may be addressed by, "*" for any;
-    `dynamic` is the folder from which clients may have adapters loaded, none: they may not; `capacity` bounds what
-    programs have under way on the engine, `sessions` what they may hold.
+    with `dynamic` clients may have adapters loaded from the folders that the engine takes them from, and unloaded;
+    `capacity` bounds what programs have under way on the engine, `sessions` what they may hold.
     """
     limits, created = limits or Limits(), int(time.time())
     ending = Ending(lambda: threading.Thread(target=engine.close, daemon=True).start())
     # The page that FastAPI would show its own description with loads from another host.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.ending = ending
-    metrics = Metrics(engine.stats)
+    metrics = Metrics(engine.stats, engine.adapters)
     engine.on_step(metrics.step.observe)
     queue = Queue(limits, lambda: engine.stats()["running"])
     work = Generating(engine, queue, metrics, limits, ending)
@@ -72,7 +80,7 @@ def create_app(
         """The adapter behind a model's name."""
         if model == name:
             return None
-        if model in engine.adapters:
+        if engine.adapters.may_ask(model):
             return model
         raise ApiError(404, "no such model is served; see /v1/models", "model", "model_not_found")
 
@@ -125,7 +133,8 @@ def create_app(
 
     @app.get("/v1/models")
     async def models() -> Any:
-        return {"object": "list", "data": [card(model) for model in (name, *engine.adapters)]}
+        adapters = await asyncio.to_thread(lambda: [*engine.adapters])
+        return {"object": "list", "data": [card(model) for model in (name, *adapters)]}
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> Any:
@@ -155,15 +164,42 @@ def create_app(
             "model_max_length": engine.max_length, "vocab_size": len(tokenizer), **special,
         }  # fmt: skip
 
-    @app.post("/v1/load_lora_adapter", openapi_extra=takes(LoadAdapter))
-    async def load_adapter(request: Request) -> Any:
-        if dynamic is None:
-            raise ApiError(404, "adapters cannot be loaded here; the server needs --allow-dynamic")
-        body = await body_of(LoadAdapter, request)
+    async def dynamic_body(kind: Any, request: Request) -> Any:
+        if not dynamic:
+            raise ApiError(404, "adapters cannot be loaded and unloaded here; the server needs --allow-dynamic")
+        body = await body_of(kind, request)
         if body.lora_name == name:
             raise ApiError(400, "this is the base model's name", "lora_name")
-        version = await asyncio.to_thread(engine.update, _inside(dynamic, body.lora_path), body.lora_name)
-        return {"lora_name": body.lora_name, "version": version}
+        return body
+
+    @app.post("/v1/load_lora_adapter", openapi_extra=takes(LoadAdapter))
+    async def load_adapter(request: Request) -> Any:
+        body = await dynamic_body(LoadAdapter, request)
+        try:
+            await asyncio.to_thread(engine.adapters.add_allowed, body.lora_name, body.lora_path)
+        except UserError as error:
+            raise ApiError(400, from_user_error(error).message, "lora_path") from error
+        return {"lora_name": body.lora_name, "version": engine.adapters.version(body.lora_name)}
+
+    @app.post("/v1/unload_lora_adapter", openapi_extra=takes(UnloadAdapter))
+    async def unload_adapter(request: Request) -> Any:
+        body = await dynamic_body(UnloadAdapter, request)
+        if body.lora_name not in engine.adapters:
+            raise ApiError(404, "no such adapter is served; see /v1/adapters", "lora_name", "model_not_found")
+        await asyncio.to_thread(engine.adapters.remove, body.lora_name)
+        return {"lora_name": body.lora_name}
+
+    @app.get("/v1/adapters")
+    async def adapters() -> Any:
+        found = await asyncio.to_thread(engine.adapters.list)
+        now = time.time()
+        data = [
+            {"id": a.id, "object": "adapter", "state": a.state, "rank": a.rank, "bytes": a.bytes, "base": name,
+             "sha256": a.sha256, "last_used": None if a.last_used is None else now - a.last_used,
+             "requests": a.requests}
+            for a in found
+        ]  # fmt: skip
+        return {"object": "list", "data": data}
 
     def health_of(*, draining: bool) -> Response:
         """503 once the loop died, has not stepped for too long, or where draining counts."""
@@ -191,11 +227,11 @@ def create_app(
 
     @app.get("/metrics")
     async def numbers() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(await asyncio.to_thread(metrics.text), media_type="text/plain; version=0.0.4")
 
     @app.get("/openapi.json")
     async def openapi() -> Any:
-        return described(app, [name, *engine.adapters])
+        return described(app, await asyncio.to_thread(lambda: [name, *engine.adapters]))
 
     app.router.routes.extend(page.routes())
     answer_errors(app)
@@ -227,17 +263,3 @@ def answer_errors(app: FastAPI) -> None:
 
 def _vector(vector: np.ndarray, form: str) -> Any:
     return vector.tolist() if form == "float" else base64.b64encode(vector.astype("<f4").tobytes()).decode()
-
-
-def _inside(folder: Path, path: str) -> Path:
-    """The directory `path` of `folder`, wherever links lead; 400 where that is somewhere else."""
-    refused = ApiError(400, "no directory of the folder that adapters are loaded from", "lora_path")
-    try:
-        root = folder.resolve()
-        found = (root / path).resolve()
-        inside = root in found.parents and found.is_dir()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a name too long, a circle of links
-        raise refused from error
-    if not inside:
-        raise refused
-    return found

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maypole.engine.request import Sampling
+from maypole.engine.settings import ADAPTER_NAME
 from maypole.serve.guard import ApiError, decoded
-from maypole.serve.names import ADAPTER_NAME
 
 Text = Annotated[str, Field(max_length=256, min_length=1)]
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
@@ -186,6 +186,12 @@ class LoadAdapter(Fields):
 
     lora_name: str = Field(pattern=ADAPTER_NAME)
     lora_path: str = Field(min_length=1, max_length=4096)
+
+
+class UnloadAdapter(Fields):
+    """POST /v1/unload_lora_adapter: it takes no new requests, and is gone when those it has are answered."""
+
+    lora_name: str = Field(min_length=1, max_length=256)
 
 
 class Function(BaseModel):

@@ -1,12 +1,17 @@
 """What the server counts, in Prometheus' text form. Knows no routes; labels are statuses and served names only."""
 
+from collections import Counter as Count
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from maypole.engine.request import Usage
+
+if TYPE_CHECKING:
+    from maypole.engine.adapter_store import AdapterStore
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _STEPS = (0.0005, 0.001, 0.0025, *_SECONDS[:10])
@@ -15,9 +20,9 @@ Stats = Callable[[], Mapping[str, int]]
 
 
 class Metrics:
-    """One server's numbers, in a registry of its own; `stats` of the engine is read when they are asked for."""
+    """One server's numbers, in a registry of its own; the engine's `stats` and `adapters` are read when it is asked."""
 
-    def __init__(self, stats: Stats) -> None:
+    def __init__(self, stats: Stats, adapters: "AdapterStore") -> None:
         self._registry = CollectorRegistry()
         on = {"registry": self._registry, "namespace": "maypole"}
         self.requests = Counter("requests_total", "Answered requests.", ("status", "model"), **on)
@@ -34,6 +39,7 @@ class Metrics:
         self.e2e = histogram("e2e_seconds", "From request to the end of its answer.")
         self.step = histogram("step_seconds", "One step of the engine: a token for all that run.", _STEPS)
         self._registry.register(_OfEngine(stats))
+        self._registry.register(_OfAdapters(adapters))
 
     def count(self, usage: Usage) -> None:
         """Tokens of one answer."""
@@ -94,3 +100,27 @@ class _OfEngine(Collector):
         ratio = now["kv_bytes"] / max(now["kv_budget"], 1)
         yield GaugeMetricFamily("maypole_kv_usage_ratio", "Share of the memory for keys and values in use.", ratio)
         yield CounterMetricFamily("maypole_preemptions", "Completions that made way for others.", now["preemptions"])
+
+
+class _OfAdapters(Collector):
+    """How near the adapters are, and what it took."""
+
+    def __init__(self, adapters: "AdapterStore") -> None:
+        self._adapters = adapters
+
+    def collect(self) -> Iterator[Metric]:
+        from maypole.engine.adapter_entry import State
+
+        found, now = Count(status.state for status in self._adapters.list()), self._adapters.stats()
+        states = GaugeMetricFamily("maypole_adapter_state", "Adapters by how near they are.", labels=["state"])
+        for state in get_args(State):
+            states.add_metric([state], found[state])
+        yield states
+        yield GaugeMetricFamily("maypole_active_adapters", "Adapters on the device.", now["active"])
+        yield GaugeMetricFamily("maypole_adapter_bytes", "Their bytes.", now["bytes"])
+        for name, says in (
+            ("loads", "Adapters that were loaded."),
+            ("load_seconds", "Seconds from the decision to load one until it was there, of all together."),
+            ("evictions", "Adapters that made way for others."),
+        ):
+            yield CounterMetricFamily(f"maypole_adapter_{name}", says, now[name])

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from maypole.core.errors import ConfigError
 from maypole.engine.opening import open_engine
-from maypole.engine.settings import EngineConfig, parse_bytes
+from maypole.engine.settings import AdapterConfig, EngineConfig, parse_bytes
 from maypole.serve.app import create_app
 from maypole.serve.guard import Limits
 from maypole.serve.parrot.placement import Capacity
@@ -22,14 +22,18 @@ def open_app(
     options: "ServeOptions", *, keys: tuple[str, ...], hosts: tuple[str, ...]
 ) -> tuple["Engine", FastAPI]:
     """An engine with its adapters, and the application that serves it to those who have a key."""
-    adapters, name = options.found_adapters(), served_name(options)
-    config = EngineConfig(max_seqs=options.max_seqs or "auto", kv_bytes=options.kv_bytes)
-    engine = open_engine(options, config=config, adapters=adapters)
+    options.found_adapters()
+    name = served_name(options)
+    adapters = AdapterConfig(
+        roots=() if options.adapters is None else (options.adapters.absolute(),), hub=options.allow_hub,
+        max_active=options.max_adapters, max_bytes=parse_bytes("adapter_bytes", options.adapter_bytes),
+    )  # fmt: skip
+    config = EngineConfig(max_seqs=options.max_seqs or "auto", kv_bytes=options.kv_bytes, adapters=adapters)
+    engine = open_engine(options, config=config)
     if name in engine.adapters:
         raise ConfigError("name", name, "a name that no adapter has")
-    dynamic = options.adapters if options.allow_dynamic else None
     app = create_app(
-        engine, name=name, limits=limits_of(options), keys=keys, hosts=hosts, dynamic=dynamic,
+        engine, name=name, limits=limits_of(options), keys=keys, hosts=hosts, dynamic=options.allow_dynamic,
         capacity=Capacity(options.latency_tokens, options.throughput_tokens),
         sessions=SessionLimits(sessions=options.max_sessions, ttl=options.session_ttl),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from maypole.core.atomic import write_atomic
 from maypole.core.config import DryRun, ModelOptions, RunOptions, check, pass_on, required, setting
 from maypole.core.errors import ConfigError, MissingExtra, UserError
 from maypole.core.identity import plain
-from maypole.serve.names import ADAPTER_NAME
+from maypole.engine.settings import ADAPTER_NAME
 
 if TYPE_CHECKING:
     from maypole.serve.parrot.program import ProgramResult
@@ -32,7 +32,12 @@ class ServeOptions(ModelOptions):
     allowed_host: tuple[str, ...] = setting(
         (), help='names clients may use for this server, beside localhost; "*": any'
     )
-    allow_dynamic: bool = setting(False, help="let clients load and replace adapters from the folder --adapters")
+    allow_dynamic: bool = setting(
+        False, help="let clients load, replace and unload adapters, from the folder --adapters"
+    )
+    allow_hub: bool = setting(False, help="let clients name adapters by hub id, which are then downloaded")
+    max_adapters: int = setting(64, help="adapters that are at work at once; others wait for their turn")
+    adapter_bytes: str = setting("1GiB", help="memory for adapters at work; one that needs more is refused")
     max_queue: int = setting(256, help="completions that may wait")
     max_per_key: int | None = setting(None, help="completions that one key may have under way; default: no limit")
     max_body: str = setting("4MiB", help="longest request")
@@ -58,8 +63,8 @@ class ServeOptions(ModelOptions):
         if not 0 < self.latency_tokens <= self.throughput_tokens:
             raise ConfigError("latency_tokens", self.latency_tokens, "1 to --throughput-tokens")
         for field in (
-            "max_queue", "max_per_key", "read_timeout", "max_tokens", "timeout", "stall", "max_seqs", "threads",
-            "replicas", "max_sessions", "session_ttl",
+            "max_queue", "max_per_key", "read_timeout", "max_tokens", "timeout", "stall", "max_seqs", "max_adapters",
+            "threads", "replicas", "max_sessions", "session_ttl",
         ):
             value = getattr(self, field)
             if value is not None and not value > 0:
@@ -142,6 +147,7 @@ def serve(
 
     EngineConfig(max_seqs=options.max_seqs or "auto", kv_bytes=options.kv_bytes)
     parse_bytes("max_body", options.max_body)
+    parse_bytes("adapter_bytes", options.adapter_bytes)
     if options.dry_run:
         return DryRun(reuses=tuple(map(str, adapters.values())))
     from maypole.serve.running import run

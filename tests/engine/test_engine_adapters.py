@@ -116,9 +116,10 @@ def test_an_adapter_that_was_replaced_is_let_go_of():
     lm = with_adapters(lm_of(), "a", "b")
     engine = Engine(lm)
     engine.generate([Request([5, 6, 7], GREEDY, adapter=n) for n in ("a", "b")])  # both are stacked now
-    layer: Any = next(iter(engine._adapters["a"].layers.values()))
+    adapter: Any = engine.adapters.loaded("a")
+    layer = next(iter(adapter.layers.values()))
     old = weakref.ref(layer.down)
-    del layer
+    del adapter, layer
     engine.update(lm, "a")
     gc.collect()
     assert old() is None

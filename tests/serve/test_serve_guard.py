@@ -2,7 +2,6 @@ import asyncio
 import json
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -231,39 +230,3 @@ def test_the_servers_tokenizer_is_at_hand(app: Any):
     info = call(app, "GET", "/tokenizer_info").json()
     assert (info["bos_token"], info["eos_token"], info["pad_token"]) == ("<s>", "</s>", "<pad>")
     assert info["chat_template"] == TEMPLATE
-
-
-def test_adapters_are_models_and_answer_as_such():
-    engine = adapted_engine()
-    app = app_of(engine)
-    cards = call(app, "GET", "/v1/models").json()["data"]
-    assert [(c["id"], c["parent"]) for c in cards] == [("tiny", None), ("a", "tiny"), ("b", "tiny")]
-    body = {"prompt": "abc", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
-    texts = {m: call(app, "POST", "/v1/completions", json={"model": m, **body}).json()["choices"][0]["text"]
-             for m in ("tiny", "a", "b")}  # fmt: skip
-    assert len(set(texts.values())) == 3
-
-
-def test_adapters_are_loaded_only_where_allowed_and_never_by_a_path_as_name(app: Any, tmp_path: Path):
-    path = "/v1/load_lora_adapter"
-    assert _refused(app, 404, path, json={"lora_name": "x", "lora_path": "/tmp"})["type"] == "not_found_error"
-    open_ = app_of(dynamic=tmp_path)
-    for name in ("../x", "a/b", ".hidden", "", "a\x00", "tiny"):
-        _refused(open_, 400, path, json={"lora_name": name, "lora_path": "/tmp"})
-    assert [card["id"] for card in call(open_, "GET", "/v1/models").json()["data"]] == ["tiny"]
-
-
-def test_clients_load_adapters_from_one_folder_only(tmp_path: Path):
-    folder, path = tmp_path / "adapters", "/v1/load_lora_adapter"
-    folder.mkdir()
-    model: Any = adapted_engine().lm.model
-    for there in (folder, tmp_path / "elsewhere"):
-        model.save_pretrained(str(there), selected_adapters=["a"])
-    (folder / "link").symlink_to(tmp_path / "elsewhere" / "a")
-    (folder / "file").write_text("")
-    app = app_of(dynamic=folder)
-    for wrong in ("../elsewhere/a", str(tmp_path / "elsewhere" / "a"), "link", ".", "/", "nowhere", "file", "a\x00"):
-        assert _refused(app, 400, path, json={"lora_name": "x", "lora_path": wrong})["param"] == "lora_path"
-    for right in ("a", str(folder / "a")):
-        assert call(app, "POST", path, json={"lora_name": "x", "lora_path": right}).status_code == 200
-    assert [card["id"] for card in call(app, "GET", "/v1/models").json()["data"]] == ["tiny", "x"]

@@ -1,0 +1,407 @@
+"""The adapters that requests may name: loaded when the first one asks, kept while there is room, read again later.
+
+Files are checked and read by threads of their own, so that no step waits for a disk; the scheduler asks once a step
+whose turn it is (`exchange`). Tiers: the device, on accelerators the host's memory behind it, and the disk; on CPUs
+device and host are the same memory, one tier less. An error is told to everybody who waits for that adapter and then
+forgotten, so that the next request tries again. Knows nothing about prompts.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from maypole.core.errors import UserError
+from maypole.engine.adapter_entry import AdapterStatus, Entry, Job, Target
+from maypole.engine.adapter_files import Base, Limits
+from maypole.engine.adapter_reading import Checked, Failed, Read, Reader
+from maypole.engine.adapter_sources import Found, Source, Sources
+from maypole.engine.adapters import Adapter
+from maypole.engine.exchange import Exchange
+from maypole.engine.settings import AdapterConfig, parse_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Engaged:
+    """The engine that a store is for; but for `wake` its functions are called with its `lock` held.
+
+    `wanted` is what waiting requests ask for, the first come first, `in_use` what requests run on; `forget` is told of
+    an adapter that leaves the device, `cancel` ends the requests of a target; `wake` says that something was loaded, or
+    could not be.
+    """
+
+    lock: AbstractContextManager[None]
+    wanted: Callable[[], Collection[Target]]
+    in_use: Callable[[], Collection[Adapter]]
+    forget: Callable[[Adapter], None]
+    cancel: Callable[[Target], None]
+    wake: Callable[[], None]
+
+
+class AdapterStore(Collection[str]):
+    """The adapters of one engine by name; `len`, `in` and iteration are over those that requests may name.
+
+    Whoever takes both locks takes the engine's first. No file is touched while either is held.
+    """
+
+    def __init__(self, config: AdapterConfig, engine: Engaged, *, clock: Callable[[], float] = time.monotonic) -> None:
+        limits = Limits.of(config)
+        self._sources = Sources(tuple(Path(root) for root in config.roots), limits, hub=config.hub)
+        self._config, self._engine, self._clock = config, engine, clock
+        self._budget = parse_bytes("max_bytes", config.max_bytes)
+        self._host_budget = parse_bytes("host_bytes", config.host_bytes)
+        self._lock = threading.RLock()
+        self._reader = Reader()
+        self._entries: dict[Target, Entry] = {}
+        self._replaced: set[Entry] = set()
+        self._removed: set[str] = set()
+        self._versions: dict[Target, tuple[Hashable, int]] = {}
+        self._exchange: Exchange[Entry] = self._new_exchange()
+        self._base_version = 0
+        self.updates = 0
+        self.draining = False
+        """Whether something is to be dropped once nobody uses it."""
+        self._loads, self._load_seconds, self._evictions = 0, 0.0, 0
+
+    # What users call
+
+    def add(self, name: str, source: str | Path, *, pin: bool = False) -> None:
+        """Let requests name the adapter of a directory or hub id, in place of what had this name.
+
+        It is read and checked now, beside what runs; with `pin` it stays loaded, else while there is room.
+        """
+        self._add(Entry(name, self._sources.given(source), added=True, pinned=pin))
+
+    def add_allowed(self, name: str, path: str) -> None:
+        """`add` for who may only name what lies in the roots."""
+        self._add(Entry(name, self._sources.allowed(path, f"adapter {name!r}"), added=True))
+
+    def remove(self, name: str, *, drain: bool = True) -> None:
+        """Take the adapter away: no new request may name it; it is gone when those it has are done, or cancelled."""
+        if name not in self:
+            raise self._unknown(name, "")
+        with self._engine.lock:
+            with self._lock:
+                self._removed.add(name)
+                if name in self._entries:
+                    self._entries[name].leaving = self.draining = True
+            if not drain:
+                self._engine.cancel(name)
+            self.reap()
+        self._engine.wake()
+
+    def list(self) -> list[AdapterStatus]:
+        """Every adapter that a request may name, and those that are draining, by name."""
+        found = list(self._sources.names())
+        with self._lock:
+            named = {str(target): entry for target, entry in self._entries.items()}
+            for name in found:
+                if name not in named and name not in self._removed:
+                    named[name] = Entry(name, None)
+            return [named[name].status(self._clock()) for name in sorted(named)]
+
+    def may_ask(self, name: str) -> bool:
+        """Whether a request may name it: what the store contains, and hub ids that nobody has named yet."""
+        return name in self or (name not in self._removed and self._sources.find(name) is not None)
+
+    def stats(self) -> Mapping[str, float]:
+        """Adapters on the device and their bytes; loads, the seconds they took, and evictions, so far."""
+        with self._lock:
+            ready = [e.adapter for e in (*self._entries.values(), *self._replaced) if e.adapter is not None]
+            return {
+                "active": len(ready), "bytes": sum(adapter.bytes for adapter in ready), "loads": self._loads,
+                "load_seconds": self._load_seconds, "evictions": self._evictions,
+            }  # fmt: skip
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        entry = self._entries.get(name)
+        if entry is not None:
+            return not entry.leaving
+        return "/" not in name and name not in self._removed and self._sources.find(name) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([status.id for status in self.list() if status.state != "draining"])
+
+    def __len__(self) -> int:
+        return len([*self])
+
+    # What the engine calls
+
+    def aim(self, base: Base, given: Mapping[str, Adapter]) -> None:
+        """`base` is what adapters add to from now on. `given` came with it; what came from files is read anew."""
+        with self._lock:
+            self._reader.base = base
+            self._exchange, self._replaced = self._new_exchange(), set()
+            self._entries = {t: e if e.source is None else e.again() for t, e in self._entries.items()}
+            for name, adapter in given.items():
+                self._entries[name] = Entry(name, None, adapter=adapter, key=adapter.key)
+
+    def base_changed(self) -> int:
+        """The version of base weights that are new."""
+        with self._lock:
+            self._base_version = self._count()
+            return self._base_version
+
+    def put(self, name: str, adapter: Adapter) -> int:
+        """An adapter that lives in memory until it is replaced or removed; its version. The engine's lock is held."""
+        with self._lock:
+            entry = Entry(name, None, added=True, version=self._count(), adapter=adapter, key=adapter.key)
+            self._versions[name] = adapter.key, entry.version
+            self._replace(entry)
+            self.reap()
+            return entry.version
+
+    def loaded(self, target: Target | None) -> Adapter | None:
+        """The adapter of that name where it is in memory."""
+        entry = self._entries.get(target) if target is not None else None
+        return None if entry is None else entry.adapter or entry.host
+
+    def ask(self, target: Target, where: str) -> None:
+        """A request for `target` comes: UserError where nothing has that name; the rest goes on beside."""
+        with self._asked(target, where) as entry:
+            self._begin(entry)
+
+    def now(self, target: Target, where: str) -> Adapter:
+        """The adapter itself, read in this thread where it is not in memory, and kept where there is room."""
+        with self._asked(target, where) as entry:
+            ready, found, stamp = entry.adapter, entry.found, entry.stamp
+        if ready is not None:
+            return ready
+        begun = self._clock()
+        checked = self._reader.check(entry) if found is None else Checked(found, stamp)
+        read = self._reader.read(entry, checked.found)
+        with self._engine.lock, self._lock:
+            if self._entries.get(target) is entry and entry.adapter is None and entry.job is None:
+                entry.found, entry.stamp = checked.found, checked.stamp
+                self._keep(entry, read, self._clock() - begun)
+            self.reap()
+        return read.adapter
+
+    # What the scheduler calls; the engine's lock is held
+
+    def exchange(self) -> None:
+        """Decide whose turn it is, and see that those are loaded."""
+        with self._lock:
+            wanted = self._wanted()
+            for entry in wanted:
+                self._begin(entry)
+            costs = {entry: entry.found.cost for entry in wanted if entry.found is not None}
+            in_use, pinned = self._engaged()
+            moves = self._exchange.update(self._clock(), wanted, in_use, costs, pinned)
+            for entry in moves.out:
+                self._evict(entry)
+            for entry in moves.into:
+                self._start(entry, "loading")
+
+    def admit(self, target: Target | None) -> tuple[Adapter | None, int] | None:
+        """The adapter that a request of `target` runs on and the version of its weights; None: not yet."""
+        if target is None:
+            return None, self._base_version
+        with self._lock:
+            entry = self._entries.get(target)
+            if entry is None or entry.adapter is None:
+                return None
+            if entry.source is not None and not self._exchange.admits(entry):
+                return None
+            return entry.adapter, max(self._base_version, entry.version)
+
+    def version(self, target: Target | None) -> int:
+        """Of the weights that `target` has now."""
+        entry = self._entries.get(target) if target is not None else None
+        return self._base_version if entry is None else max(self._base_version, entry.version)
+
+    def failure(self, target: Target | None) -> Exception | None:
+        """Why no request of `target` will ever start, if so."""
+        entry = self._entries.get(target) if target is not None else None
+        if target is not None and entry is None:
+            return UserError(f"there is no adapter {target!r} any more", expected="see which adapters there are")
+        return None if entry is None else entry.error
+
+    def forgive(self, targets: Iterable[Target]) -> None:
+        """Everybody was told of the error: whoever asks next tries again."""
+        with self._lock:
+            for target in targets:
+                entry = self._entries.get(target)
+                if entry is not None and entry.error is not None:
+                    self._drop(entry)
+                    if entry.added:
+                        self._entries[target] = entry.again()
+                    else:
+                        del self._entries[target]
+
+    def reap(self) -> None:
+        """Drop what was removed or replaced and has no requests left."""
+        with self._lock:
+            wanted, in_use = set(self._engine.wanted()), set(self._engine.in_use())
+            for entry in [e for e in self._replaced if e.adapter not in in_use]:
+                self._replaced.discard(entry)
+                self._drop(entry)
+            gone = [e for e in self._entries.values() if e.leaving and e.target not in wanted]
+            for entry in [e for e in gone if e.adapter not in in_use]:
+                del self._entries[entry.target]
+                self._drop(entry)
+            self.draining = bool(self._replaced) or any(e.leaving for e in self._entries.values())
+
+    # How it works; the lock is held but in _add, _asked, _source_of, _unknown and _done
+
+    def _new_exchange(self) -> "Exchange[Entry]":
+        return Exchange(self._budget, self._config.max_active, self._config.cycle_time)
+
+    def _count(self) -> int:
+        self.updates += 1
+        return self.updates
+
+    def _add(self, entry: Entry) -> None:
+        begun = self._clock()
+        checked = self._reader.check(entry)
+        entry.found, entry.stamp = checked.found, checked.stamp
+        read = self._reader.read(entry, checked.found)
+        with self._engine.lock, self._lock:
+            if (error := self._lack_of_room(entry, checked.found)) is not None:
+                raise error
+            known = self._versions.get(entry.target)
+            if known is None or known[0] != read.adapter.key:
+                known = self._versions[entry.target] = read.adapter.key, self._count()
+            entry.version = known[1]
+            self._replace(entry)
+            self._keep(entry, read, self._clock() - begun)
+            self.reap()
+        self._engine.wake()
+
+    @contextmanager
+    def _asked(self, target: Target, where: str) -> Iterator[Entry]:
+        """The entry of a request's target, with the lock held; a new one where its source was written again."""
+        before = self._entries.get(target)
+        source, stamp = None if before is None else before.source, None
+        if source is not None:
+            stamp = source.stamp()
+        elif before is None and target not in self._removed:
+            source = self._source_of(target)
+        with self._lock:
+            entry = self._entries.get(target)
+            if entry is None and before is None and source is not None:
+                entry = self._entries[target] = Entry(target, source)
+            if entry is not None and not entry.leaving:
+                known = entry.found is not None or entry.error is not None
+                if entry is before and known and entry.job is None and entry.stamp != stamp:
+                    entry = self._replace(entry.again())
+                entry.requests, entry.last_used = entry.requests + 1, self._clock()
+                yield entry
+                return
+        raise self._unknown(target, where)
+
+    def _source_of(self, target: Target) -> Source | None:
+        """The one place where what a request asks for becomes something that can be read; None: nothing has that name.
+
+        No lock is held, here or while the source is read.
+        """
+        return self._sources.find(target)
+
+    def _unknown(self, target: Target, where: str) -> UserError:
+        known = [*self]
+        some = ", ".join(known[:20]) + (", …" if len(known) > 20 else "") if known else "none is loaded"
+        return UserError(f"no adapter {target!r}", where, f"adapters: {some}")
+
+    def _wanted(self) -> Sequence[Entry]:
+        """Those from files that requests wait for, the first come first."""
+        asked = [self._entries[target] for target in self._engine.wanted() if target in self._entries]
+        return [entry for entry in asked if entry.source is not None and entry.error is None]
+
+    def _engaged(self) -> tuple[Collection[Entry], Collection[Entry]]:
+        """The active ones that requests run on, and those that are pinned."""
+        used = set(self._engine.in_use())
+        active = self._exchange.active
+        return [e for e in active if e.adapter in used], [e for e in active if e.pinned]
+
+    def _replace(self, entry: Entry) -> Entry:
+        before = self._entries.get(entry.target)
+        self._entries[entry.target] = entry
+        self._removed.discard(str(entry.target))
+        if before is not None:
+            before.job, self.draining = None, True
+            entry.requests, entry.last_used = before.requests, before.last_used
+            self._replaced.add(before)
+        return entry
+
+    def _begin(self, entry: Entry) -> None:
+        if entry.source is not None and entry.found is None and entry.job is None and entry.error is None:
+            self._start(entry, "checking")
+
+    def _start(self, entry: Entry, kind: Literal["checking", "loading"]) -> None:
+        entry.job = Job(kind, self._clock())
+        self._reader.begin(entry, entry.job, self._done)
+
+    def _done(self, entry: Entry, job: Job, result: Checked | Read | Failed) -> None:
+        """What came of a job, in its thread; of no meaning where the entry has another by now."""
+        with self._lock:
+            if entry.job is not job:
+                return
+            entry.job = None
+            if isinstance(result, Failed):
+                entry.error, entry.stamp = result.error, result.stamp
+            elif isinstance(result, Checked):
+                entry.found, entry.stamp = result.found, result.stamp
+                entry.error = self._lack_of_room(entry, result.found)
+            elif entry in self._exchange.active:
+                self._arrived(entry, result, self._clock() - job.begun)
+        self._engine.wake()
+
+    def _lack_of_room(self, entry: Entry, found: Found) -> UserError | None:
+        pinned = [e for t, e in self._entries.items() if e.pinned and e.found is not None and t != entry.target]
+        room = self._budget - sum(e.found.cost for e in pinned if e.found is not None)
+        if found.cost > room:
+            what = f"the adapter needs {found.cost:,} bytes"
+            return UserError(what, entry.where, f"at most {room:,} beside those that are pinned (max_bytes)")
+        if len(pinned) >= self._config.max_active:
+            what = f"all {len(pinned)} places are taken by adapters that are pinned"
+            return UserError(what, entry.where, "a higher max_active")
+        return None
+
+    def _keep(self, entry: Entry, read: Read, seconds: float) -> None:
+        """Let an adapter that was read take part where that takes nobody's place."""
+        assert entry.found is not None
+        in_use, pinned = self._engaged()
+        moves = self._exchange.offer(self._clock(), entry, entry.found.cost, {*in_use, *pinned, *self._wanted()})
+        for other in moves.out:
+            self._evict(other)
+        if moves.into:
+            self._arrived(entry, read, seconds)
+
+    def _arrived(self, entry: Entry, read: Read, seconds: float) -> None:
+        adapter = read.adapter
+        known = self._versions.get(entry.target)
+        if known is None or known[0] != adapter.key:
+            known = self._versions[entry.target] = adapter.key, entry.version if known is None else self._count()
+        entry.adapter, entry.key, entry.version = adapter, adapter.key, known[1]
+        self._loads, self._load_seconds = self._loads + 1, self._load_seconds + seconds
+        if read.host is not adapter:
+            entry.host = read.host
+            self._trim_host()
+
+    def _trim_host(self) -> None:
+        """Forget what the host holds beyond its bytes, the longest unused first."""
+        room = self._host_budget
+        held = [entry for entry in self._entries.values() if entry.host is not None]
+        for entry in sorted(held, key=lambda entry: -(entry.last_used or 0.0)):
+            room -= entry.host.bytes if entry.host is not None else 0
+            if room < 0:
+                entry.host = None
+
+    def _evict(self, entry: Entry) -> None:
+        """From the device; the host may have it still."""
+        self._evictions += 1
+        adapter, entry.adapter, entry.job = entry.adapter, None, None
+        if adapter is not None:
+            self._engine.forget(adapter)
+
+    def _drop(self, entry: Entry) -> None:
+        """From everywhere."""
+        self._exchange.leave(entry)
+        adapter, entry.adapter, entry.host, entry.job = entry.adapter, None, None, None
+        if adapter is not None:
+            self._engine.forget(adapter)

@@ -1,0 +1,386 @@
+"""Adapters are loaded when a request asks, beside what runs, and however they come and go every answer is the same."""
+
+import gc
+import json
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+from maypole.core.errors import UserError
+from maypole.engine import NO_ADAPTER, Engine, Request, ScoreRequest
+from maypole.engine.adapter_files import Base
+from maypole.engine.adapter_sources import Directory
+from maypole.engine.adapter_store import AdapterStore, Engaged
+from maypole.engine.settings import AdapterConfig
+from maypole.engine.worker import Turnstile
+from maypole.models.saving import save
+from tests.engine.adapter_fixtures import (
+    GREEDY,
+    adapted,
+    cost_of,
+    engine_of,
+    folder_of,
+    held_up,
+    step_until_done,
+    step_while,
+    submitted,
+)
+from tests.engine.engine_fixtures import far_from_zero, hf_greedy, lm_of, random_ids
+
+NAMES = [f"a{i:02}" for i in range(25)]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """25 adapters that differ."""
+    return folder_of(tmp_path_factory.mktemp("many"), adapted(*NAMES))
+
+
+def requests_of(names: list[str], seed: int = 0) -> list[Request]:
+    prompts = random_ids([3 + i % 9 for i in range(len(names))], seed)
+    return [Request(prompt, GREEDY, adapter=name) for prompt, name in zip(prompts, names)]
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[str, list[int]]:
+    """What each of the 25 says to its own prompt."""
+    engine = engine_of()
+    engine.update(adapted(*NAMES).with_adapter(None))
+    return dict(zip(NAMES, (o.token_ids for o in engine.generate(requests_of(NAMES)))))
+
+
+def states(engine: Any) -> dict[str, str]:
+    return {status.id: status.state for status in engine.adapters.list()}
+
+
+def test_an_adapter_of_a_folder_is_loaded_when_a_request_asks_for_it(many: Path, wanted: dict[str, list[int]]):
+    engine = engine_of(many)
+    assert list(engine.adapters) == NAMES
+    assert set(states(engine).values()) == {"disk"}
+    outputs = engine.generate(requests_of(NAMES)[:2])
+    assert [o.token_ids for o in outputs] == [wanted["a00"], wanted["a01"]]
+    first, *_, last = engine.adapters.list()
+    assert (first.state, first.rank, first.requests, last.state) == ("ready", 4, 1, "disk")
+    assert first.sha256 is not None
+    assert len(first.sha256) == 64
+    assert first.bytes == engine.adapters.loaded("a00").bytes  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="no adapter 'nobody'"):
+        engine.generate([Request([5], adapter="nobody")])
+
+
+def test_eviction_and_reload_between_steps_change_no_answer(many: Path, wanted: dict[str, list[int]]):
+    """25 adapters take turns in the room of three; what is stacked counts."""
+    cost = cost_of(many, "a00")
+    engine = engine_of(many, max_bytes=3 * cost, cycle_time=0.0, max_seqs=6)
+    sequences = submitted(engine, requests_of(NAMES * 2))
+    lanes, exchange = engine._runner.lanes, engine.adapters._exchange
+
+    def going_on() -> bool:
+        loaded = [a for n in NAMES if (a := engine.adapters.loaded(n)) is not None]
+        assert sum(adapter.bytes for adapter in loaded) + lanes.stacked_bytes <= exchange.cost <= 3 * cost
+        return not all(s.done for s in sequences)
+
+    step_while(engine, going_on)
+    assert [s.generated for s in sequences[:25]] == [wanted[n] for n in NAMES]
+    assert engine.adapters.stats()["evictions"] > 20
+    again = engine.generate(requests_of(NAMES)[::-1])
+    assert [o.token_ids for o in again] == [wanted[n] for n in NAMES[::-1]]
+
+
+def test_a_slow_adapter_delays_nobody_else_and_waiting_for_it_is_rest(many: Path, monkeypatch: pytest.MonkeyPatch):
+    engine = engine_of(many)
+    with held_up(monkeypatch, "a00") as go:
+        slow = submitted(engine, requests_of(["a00"]))
+        assert engine.generate(requests_of(["a01", NO_ADAPTER, "a02"]))
+        assert not slow[0].done
+        assert engine._step() is False
+        steps: list[bool] = []
+        monkeypatch.setattr(engine, "_step", lambda real=engine._step: steps.append(real()) or steps[-1])
+        thread = threading.Thread(target=engine.generate, args=(requests_of(["a00"]),))
+        thread.start()
+        while not steps:
+            time.sleep(0)
+        go.set()
+        thread.join()
+    assert slow[0].done
+    assert steps.count(True) >= 12
+    assert steps.count(False) < 100
+
+
+def test_a_time_limit_ends_while_the_adapter_is_on_its_way(many: Path, monkeypatch: pytest.MonkeyPatch):
+    engine = engine_of(many)
+    with held_up(monkeypatch, "a00"):
+        (output,) = engine.generate([Request([5, 6], GREEDY, adapter="a00", timeout=0.05)])
+        assert (output.finish_reason, output.token_ids) == ("timeout", [])
+
+
+def test_a_rewritten_adapter_is_noticed_by_the_next_request_and_no_answer_mixes_the_two(tmp_path: Path):
+    folder = folder_of(tmp_path, adapted("a", "b"))
+    old, new = (engine_of(folder).generate(requests_of([name]))[0].token_ids for name in ("a", "b"))
+    engine = engine_of(folder)
+    running = submitted(engine, requests_of(["a"]))
+    step_while(engine, lambda: len(running[0].generated) < 5)
+    (folder / "b" / "adapter_model.safetensors").rename(folder / "a" / "adapter_model.safetensors")
+    later = submitted(engine, requests_of(["a"]))
+    step_until_done(engine, [*running, *later])
+    outputs = [s.output for s in (*running, *later) if s.output is not None]
+    assert [o.token_ids for o in outputs] == [old, new]
+    assert [o.version for o in outputs] == [0, 1]
+    assert engine.adapters.stats()["active"] == 1
+    engine.adapters._exchange.leave(engine.adapters._entries["a"])  # evicted and loaded again it is the same version
+    assert engine.generate(requests_of(["a"]))[0].version == 1
+
+
+def test_an_error_is_told_to_all_who_wait_and_then_tried_again(many: Path, tmp_path: Path):
+    folder = folder_of(tmp_path, adapted("a", "b"))
+    weights = folder / "a" / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-40])
+    engine = engine_of(folder)
+    sequences = submitted(engine, requests_of(["a", "b", "a", NO_ADAPTER]))
+    step_until_done(engine, sequences)
+    assert [type(s.error) for s in sequences] == [UserError, type(None), UserError, type(None)]
+    assert "adapter 'a': adapter_model.safetensors is damaged" in str(sequences[0].error)
+    with pytest.raises(UserError, match="damaged"):
+        engine.generate(requests_of(["a"]))
+    weights.write_bytes(whole)
+    assert engine.generate(requests_of(["a"]))[0].finish_reason == "length"
+
+
+def test_an_error_that_nobody_was_told_does_not_outlive_the_files_it_is_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = folder_of(tmp_path, adapted("a"))
+    config = folder / "a" / "adapter_config.json"
+    good = config.read_text()
+    config.write_text("{")
+    engine = engine_of(folder)
+    rung = engine._bell.count
+    engine._sequences(requests_of(["a"]))  # given up before it is in the queue
+    engine._bell.rest(rung)
+    while engine.adapters._entries["a"].job is not None:
+        time.sleep(0)
+    assert states(engine) == {"a": "error"}
+    config.write_text(good)
+    assert engine.generate(requests_of(["a"]))[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_a_removed_adapter_drains_or_is_cancelled_and_nothing_of_it_stays(many: Path, drain: bool):
+    engine = engine_of(many, max_seqs=2)
+    sequences = submitted(engine, requests_of(["a00", "a01", "a00"]))
+    first = sequences[0].generated
+    step_while(engine, lambda: len(first) < 3)
+    layer: Any = next(iter(engine.adapters.loaded("a00").layers.values()))  # type: ignore[union-attr]
+    old = weakref.ref(layer.down)
+    del layer
+    engine.adapters.remove("a00", drain=drain)
+    assert "a00" not in engine.adapters
+    assert states(engine).get("a00") == ("draining" if drain else None)
+    with pytest.raises(UserError, match="no adapter 'a00'"):
+        engine.generate(requests_of(["a00"]))
+    step_until_done(engine, sequences)
+    reasons = [s.output.finish_reason for s in sequences if s.output is not None]
+    assert reasons == (["length"] * 3 if drain else ["cancelled", "length", "cancelled"])
+    assert "a00" not in states(engine)
+    del sequences
+    gc.collect()
+    assert old() is None
+    engine.adapters.add("a00", many / "a00")
+    assert engine.generate(requests_of(["a00"]))[0].finish_reason == "length"
+
+
+def test_an_adapter_unloaded_before_its_request_started_is_that_requests_error_alone(many: Path):
+    engine = engine_of(many)
+    sequences = engine._sequences(requests_of(["a00", "a01"]))
+    engine.adapters.remove("a00")
+    engine._generator().submit(sequences)
+    step_until_done(engine, sequences)
+    assert "no adapter 'a00' any more" in str(sequences[0].error)
+    assert sequences[1].output is not None
+
+
+@pytest.mark.parametrize("after", [2, 7, 11])
+def test_25_adapters_reloaded_while_requests_run_drop_none_and_mix_none(
+    many: Path, wanted: dict[str, list[int]], after: int
+):
+    """Each becomes the next one's weights."""
+    engine = engine_of(many, max_seqs=12)
+    sequences = submitted(engine, requests_of(NAMES))
+    step_while(engine, lambda: max(len(s.generated) for s in sequences) < after)
+    for name, other in zip(NAMES, [*NAMES[1:], NAMES[0]]):
+        engine.update(many / other, name)
+    step_until_done(engine, sequences)
+    others = engine_of(many)
+    for name, other in zip(NAMES, [*NAMES[1:], NAMES[0]]):
+        others.update(many / other, name)
+    fresh = [o.token_ids for o in others.generate(requests_of(NAMES))]
+    for sequence, name, new in zip(sequences, NAMES, fresh):
+        assert sequence.output is not None
+        assert sequence.output.token_ids == (new if sequence.output.version else wanted[name])
+    assert {bool(s.output and s.output.version) for s in sequences} == {True, False}
+
+
+def test_scores_and_vectors_load_what_they_need_and_keep_it(many: Path):
+    engine, lm = engine_of(many), adapted(*NAMES)
+    prompt, continuation = random_ids([6, 5])
+    asked = [ScoreRequest(prompt, [continuation], adapter=name) for name in ("a03", "a04", "a03", NO_ADAPTER)]
+    expected = Engine(lm).score(asked)
+    assert [s[0].logprobs for s in engine.score(asked)] == [s[0].logprobs for s in expected]
+    assert engine.adapters.stats()["loads"] == 2
+    engine.score(asked)
+    assert engine.embed([prompt], adapter="a03").shape == (1, 32)
+    assert engine.adapters.stats()["loads"] == 2
+    tight = engine_of(many, max_active=1)
+    assert [s[0].logprobs for s in tight.score(asked)] == [s[0].logprobs for s in expected]
+    assert tight.adapters.stats()["active"] == 1
+
+
+def test_a_prefix_is_known_again_when_its_adapter_was_away(many: Path):
+    engine = engine_of(many, max_active=1)
+    prompt = random_ids([40])[0]
+    for name in ("a00", "a01"):
+        assert engine.generate([Request(prompt, GREEDY, adapter=name)])[0].usage.cached_tokens == 0
+    assert engine.generate([Request(prompt, GREEDY, adapter="a00")])[0].usage.cached_tokens == 39
+
+
+def test_a_pinned_adapter_stays_and_pins_are_bounded(many: Path):
+    cost = cost_of(many, "a00")
+    engine = engine_of(many, max_bytes=2 * cost, cycle_time=0.0)
+    engine.adapters.add("mine", many / "a00", pin=True)
+    assert states(engine)["mine"] == "ready"
+    engine.generate(requests_of(NAMES[:6]))
+    assert states(engine)["mine"] == "ready"
+    assert [s.pinned for s in engine.adapters.list() if s.state == "ready"].count(True) == 1
+    engine.adapters.add("second", many / "a01", pin=True)
+    for more in ({"pin": True}, {}):
+        with pytest.raises(UserError, match="beside those that are pinned"):
+            engine.adapters.add("third", many / "a02", **more)
+    with pytest.raises(UserError, match="beside those that are pinned"):
+        engine.generate(requests_of(["a05"]))
+
+
+def test_names_and_links_lead_out_of_no_folder(tmp_path: Path):
+    lm = adapted("a", "b")
+    inside, outside = folder_of(tmp_path / "in", lm, "a"), folder_of(tmp_path / "out", lm, "b")
+    (inside / "link").symlink_to(outside / "b")
+    (inside / "parts").mkdir()
+    (inside / "parts" / "adapter_config.json").symlink_to(outside / "b" / "adapter_config.json")
+    (inside / "parts" / "adapter_model.safetensors").symlink_to(outside / "b" / "adapter_model.safetensors")
+    (inside / "fine").symlink_to(inside / "a")
+    engine = engine_of(inside)
+    for name in ("../out/b", str(outside / "b"), "in/../../out/b", "a/", "/", "..", "a\0", "x" * 400):
+        assert name not in engine.adapters
+        with pytest.raises(UserError, match="no adapter"):
+            engine.generate([Request([5], adapter=name)])
+    for name in ("link", "parts"):
+        with pytest.raises(UserError, match="outside the folders"):
+            engine.generate([Request([5], adapter=name)])
+    assert engine.generate(requests_of(["fine"]))[0].token_ids == engine.generate(requests_of(["a"]))[0].token_ids
+
+
+def test_adapters_come_from_the_hub_only_where_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--owner--a"
+    folder_of(tmp_path, adapted("a"))
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (tmp_path / "a").rename(repository / "snapshots" / commit)
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="no adapter"):
+        engine_of().generate([Request([5], adapter="owner/a")])
+    engine = engine_of(hub=True)
+    assert "owner/a" not in engine.adapters
+    assert engine.adapters.may_ask("owner/a")
+    assert engine.generate([Request([5], GREEDY, adapter="owner/a")])[0].finish_reason == "length"
+    assert "owner/a" in engine.adapters
+    with pytest.raises(UserError, match="hub cannot be reached"):
+        engine.generate([Request([5], adapter="owner/other")])
+    named = engine_of()
+    named.adapters.add("mine", "owner/a")
+    assert named.generate([Request([5], GREEDY, adapter="mine")])[0].finish_reason == "length"
+
+
+def test_what_leaves_an_accelerator_waits_in_the_hosts_memory(many: Path, monkeypatch: pytest.MonkeyPatch):
+    """A device without memory stands for one."""
+    reads: list[str] = []
+    real = Directory.read
+
+    def read(self: Directory, found: Any, name: str, base: Any, where: str) -> Any:
+        reads.append(name)
+        return real(self, found, name, base, where)
+
+    monkeypatch.setattr(Directory, "read", read)
+    wanted: list[str] = []
+    arrived = threading.Event()
+    engaged = Engaged(
+        Turnstile(), wanted=lambda: wanted, in_use=lambda: (), forget=lambda adapter: None,
+        cancel=lambda target: None, wake=arrived.set,
+    )  # fmt: skip
+    store = AdapterStore(AdapterConfig(roots=(many,), max_active=1, cycle_time=0.0, host_bytes="1MiB"), engaged)
+    store.aim(Base(lm_of().model.to("meta"), "tiny"), {})
+
+    def load(name: str) -> None:
+        wanted[:] = [name]
+        store.ask(name, "")
+        while store.admit(name) is None:
+            arrived.clear()
+            store.exchange()
+            if store.admit(name) is None:
+                assert arrived.wait(30)
+        wanted.clear()
+
+    load("a00")
+    adapter = store.loaded("a00")
+    assert adapter is not None
+    assert {t.device.type for layer in adapter.layers.values() for t in layer.tensors.values()} == {"meta"}
+    load("a01")
+    kept = {s.id: s.state for s in store.list() if s.state != "disk"}
+    assert kept == {"a00": "host", "a01": "ready"}
+    load("a00")
+    assert reads == ["a00", "a01"]
+
+
+def test_an_adapter_states_its_base_and_is_refused_by_another(tmp_path: Path):
+    lm = adapted("default")
+    save(lm, tmp_path / "mine")
+    config = tmp_path / "mine" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "other/base"}))
+    engine = engine_of(tmp_path)
+    engine.lm.name = "some/base"
+    engine.update(engine.lm)
+    with pytest.raises(UserError, match="the adapter is one of 'other/base', and the base is 'some/base'"):
+        engine.generate([Request([5], adapter="mine")])
+
+
+@pytest.mark.parametrize(("r", "modules"), [(1, ["q_proj"]), (64, "all-linear")])
+def test_a_rank_of_one_and_of_64_are_served_as_peft_computes_them(tmp_path: Path, r: int, modules: Any):
+    lm = lm_of()
+    config = peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=modules, task_type="CAUSAL_LM")
+    model: Any = far_from_zero(peft.get_peft_model(lm.transformer, config, adapter_name="x"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.div_(r**0.5)
+    model.save_pretrained(str(tmp_path))
+    prompt = random_ids([9])[0]
+    wanted = hf_greedy(model, prompt, 12)
+    assert engine_of(tmp_path).generate([Request(prompt, GREEDY, adapter="x")])[0].token_ids == wanted
+
+
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_head_or_embeddings_is_refused_by_name(tmp_path: Path, module: str):
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", module], task_type="CAUSAL_LM")
+    model: Any = peft.get_peft_model(lm_of(tie_word_embeddings=False).transformer, config, adapter_name="x")
+    model.save_pretrained(str(tmp_path))
+    with pytest.raises(UserError, match=rf"changes embeddings or head: (model\.)?{module}\."):
+        engine_of(tmp_path).generate([Request([5], adapter="x")])
