@@ -128,7 +128,7 @@ class AdapterStore(Collection[str]):
         return iter([status.id for status in self.list() if status.state != "draining"])
 
     def __len__(self) -> int:
-        return len([*self])
+        return sum(1 for _ in self)
 
     # What the engine calls
 
@@ -187,12 +187,14 @@ class AdapterStore(Collection[str]):
     def exchange(self) -> None:
         """Decide whose turn it is, and see that those are loaded."""
         with self._lock:
-            wanted = self._wanted()
-            for entry in wanted:
+            pinned = self._pinned()
+            for entry in self._wanted():
                 self._begin(entry)
+                if pinned and entry.found is not None:  # they may have come since it was checked
+                    entry.error = self._lack_of_room(entry, entry.found)
+            wanted = self._wanted()
             costs = {entry: entry.found.cost for entry in wanted if entry.found is not None}
-            in_use, pinned = self._engaged()
-            moves = self._exchange.update(self._clock(), wanted, in_use, costs, pinned)
+            moves = self._exchange.update(self._clock(), wanted, self._used(), costs, pinned)
             for entry in moves.out:
                 self._evict(entry)
             for entry in moves.into:
@@ -209,6 +211,13 @@ class AdapterStore(Collection[str]):
             if entry.source is not None and not self._exchange.admits(entry):
                 return None
             return entry.adapter, max(self._base_version, entry.version)
+
+    def started(self, target: Target) -> None:
+        """A request of `target` that was admitted runs."""
+        with self._lock:
+            entry = self._entries.get(target)
+            if entry is not None:
+                self._exchange.served(entry, self._clock())
 
     def version(self, target: Target | None) -> int:
         """Of the weights that `target` has now."""
@@ -312,11 +321,13 @@ class AdapterStore(Collection[str]):
         asked = [self._entries[target] for target in self._engine.wanted() if target in self._entries]
         return [entry for entry in asked if entry.source is not None and entry.error is None]
 
-    def _engaged(self) -> tuple[Collection[Entry], Collection[Entry]]:
-        """The active ones that requests run on, and those that are pinned."""
+    def _used(self) -> Collection[Entry]:
+        """The active ones that requests run on."""
         used = set(self._engine.in_use())
-        active = self._exchange.active
-        return [e for e in active if e.adapter in used], [e for e in active if e.pinned]
+        return [entry for entry in self._exchange.active if entry.adapter in used]
+
+    def _pinned(self) -> Collection[Entry]:
+        return [entry for entry in self._entries.values() if entry.pinned]
 
     def _replace(self, entry: Entry) -> Entry:
         before = self._entries.get(entry.target)
@@ -352,7 +363,7 @@ class AdapterStore(Collection[str]):
         self._engine.wake()
 
     def _lack_of_room(self, entry: Entry, found: Found) -> UserError | None:
-        pinned = [e for t, e in self._entries.items() if e.pinned and e.found is not None and t != entry.target]
+        pinned = [e for e in self._pinned() if e.target != entry.target]
         room = self._budget - sum(e.found.cost for e in pinned if e.found is not None)
         if found.cost > room:
             what = f"the adapter needs {found.cost:,} bytes"
@@ -365,8 +376,8 @@ class AdapterStore(Collection[str]):
     def _keep(self, entry: Entry, read: Read, seconds: float) -> None:
         """Let an adapter that was read take part where that takes nobody's place."""
         assert entry.found is not None
-        in_use, pinned = self._engaged()
-        moves = self._exchange.offer(self._clock(), entry, entry.found.cost, {*in_use, *pinned, *self._wanted()})
+        busy = {*self._used(), *self._pinned(), *self._wanted()}
+        moves = self._exchange.offer(self._clock(), entry, entry.found.cost, busy)
         for other in moves.out:
             self._evict(other)
         if moves.into:

@@ -23,7 +23,7 @@ class Moves(Generic[Key]):
 
 @dataclass(slots=True)
 class _Turn:
-    """`since` is when it was first at work in this turn, None before: who has served nobody yet is not sent away."""
+    """`since` is when the first request of this turn started, None before: who served nobody yet is not sent away."""
 
     cost: int
     used: float
@@ -56,6 +56,12 @@ class Exchange(Generic[Key]):
         """Whether new requests of `key` may start."""
         return key in self._turns and key not in self.resting
 
+    def served(self, key: Key, now: float) -> None:
+        """A request of `key` starts."""
+        turn = self._turns.get(key)
+        if turn is not None and turn.since is None:
+            turn.since = now
+
     def update(
         self,
         now: float,
@@ -70,9 +76,6 @@ class Exchange(Generic[Key]):
         for key in (*waiting, *in_use):
             if key in self._turns:
                 self._turns[key].used = now
-        for key in in_use:
-            if key in self._turns and self._turns[key].since is None:
-                self._turns[key].since = now
         self.pending = {key: since for key, since in self.pending.items() if key in waiting}
         for key in waiting:
             if key not in self._turns:

@@ -266,6 +266,8 @@ class Scheduler:
                 sequence.started = time.monotonic()
             if not sequence.generated:
                 sequence.cached = sequence.base
+                if sequence.target is not None:
+                    self.adapters.started(sequence.target)
             budget = self._read(sequence, budget, pieces)
         return budget
 

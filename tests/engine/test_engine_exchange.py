@@ -40,6 +40,7 @@ class Traffic:
         for key, since in [w for w in self.waiting if self.exchange.admits(w[0])]:
             self.waiting.remove((key, since))
             self.waits.append(self.now - since)
+            self.exchange.served(key, self.now)
             self.running.append((key, self.now + self.service))
         self.now += TICK
         return moves
@@ -112,6 +113,7 @@ def test_a_large_one_waits_a_cycle_for_small_ones_and_is_then_next():
     exchange: Exchange[str] = Exchange(4, 8, CYCLE)
     costs = {"old": 2, "large": 4, "small": 1, "late": 1}
     exchange.update(0.0, ["old"], [], costs)
+    exchange.served("old", 0.0)
     assert exchange.update(0.1, ["large", "small"], ["old"], costs) == Moves([], ["small"])
     late = exchange.update(2.5, ["large", "late"], ["old", "small"], costs)
     assert late == Moves([], [])
@@ -125,6 +127,7 @@ def test_a_turn_begins_with_the_first_request_served():
     costs = {"a": 1, "b": 1}
     exchange.update(0.0, ["a", "b"], [], costs)
     assert exchange.update(50.0, ["a", "b"], [], costs) == Moves([], [])
+    exchange.served("a", 51.0)
     exchange.update(51.0, ["a", "b"], ["a"], costs)
     assert exchange.admits("a")
     exchange.update(53.0, ["a", "b"], ["a"], costs)
