@@ -46,12 +46,13 @@ class Job:
 class Entry:
     """What a target means until its source is written again or it is replaced. Without `source` it is in memory alone.
 
-    `adapter` is on the device, `host` in the memory behind it. One that was `added` stays known whatever its files do.
+    `adapter` is on the device, `host` in the memory behind it. It is `there` once its files were found to be right, or
+    when it was added.
     """
 
     target: Target
     source: Source | None
-    added: bool = False
+    there: bool = False
     pinned: bool = False
     version: int = 0
     found: Found | None = None
@@ -82,7 +83,7 @@ class Entry:
     def again(self) -> "Entry":
         """The same target, to be read anew."""
         return Entry(
-            self.target, self.source, self.added, self.pinned, self.version,
+            self.target, self.source, self.there, self.pinned, self.version,
             last_used=self.last_used, requests=self.requests,
         )  # fmt: skip
 

@@ -23,6 +23,9 @@ from maypole.engine.adapters import Adapter
 from maypole.engine.exchange import Exchange
 from maypole.engine.settings import AdapterConfig, parse_bytes
 
+STRANGE = 256
+"""Names that are remembered though nothing was found behind them: somebody may be about to be told."""
+
 
 @dataclass(frozen=True, slots=True)
 class Engaged:
@@ -73,11 +76,11 @@ class AdapterStore(Collection[str]):
 
         It is read and checked now, beside what runs; with `pin` it stays loaded, else while there is room.
         """
-        self._add(Entry(name, self._sources.given(source), added=True, pinned=pin))
+        self._add(Entry(name, self._sources.given(source), there=True, pinned=pin))
 
     def add_allowed(self, name: str, path: str) -> None:
         """`add` for who may only name what lies in the roots."""
-        self._add(Entry(name, self._sources.allowed(path, f"adapter {name!r}"), added=True))
+        self._add(Entry(name, self._sources.allowed(path, f"adapter {name!r}"), there=True))
 
     def remove(self, name: str, *, drain: bool = True) -> None:
         """Take the adapter away: no new request may name it; it is gone when those it has are done, or cancelled."""
@@ -97,10 +100,10 @@ class AdapterStore(Collection[str]):
         """Every adapter that a request may name, and those that are draining, by name."""
         found = list(self._sources.names())
         with self._lock:
-            named = {str(target): entry for target, entry in self._entries.items()}
+            named = {str(target): entry for target, entry in self._entries.items() if entry.there}
             for name in found:
                 if name not in named and name not in self._removed:
-                    named[name] = Entry(name, None)
+                    named[name] = self._entries.get(name) or Entry(name, None)
             return [named[name].status(self._clock()) for name in sorted(named)]
 
     def may_ask(self, name: str) -> bool:
@@ -120,7 +123,7 @@ class AdapterStore(Collection[str]):
         if not isinstance(name, str):
             return False
         entry = self._entries.get(name)
-        if entry is not None:
+        if entry is not None and (entry.there or entry.leaving):
             return not entry.leaving
         return "/" not in name and name not in self._removed and self._sources.find(name) is not None
 
@@ -139,7 +142,7 @@ class AdapterStore(Collection[str]):
             self._exchange, self._replaced = self._new_exchange(), set()
             self._entries = {t: e if e.source is None else e.again() for t, e in self._entries.items()}
             for name, adapter in given.items():
-                self._entries[name] = Entry(name, None, adapter=adapter, key=adapter.key)
+                self._entries[name] = Entry(name, None, there=True, adapter=adapter, key=adapter.key)
 
     def base_changed(self) -> int:
         """The version of base weights that are new."""
@@ -150,7 +153,7 @@ class AdapterStore(Collection[str]):
     def put(self, name: str, adapter: Adapter) -> int:
         """An adapter that lives in memory until it is replaced or removed; its version. The engine's lock is held."""
         with self._lock:
-            entry = Entry(name, None, added=True, version=self._count(), adapter=adapter, key=adapter.key)
+            entry = Entry(name, None, there=True, version=self._count(), adapter=adapter, key=adapter.key)
             self._versions[name] = adapter.key, entry.version
             self._replace(entry)
             self.reap()
@@ -177,7 +180,7 @@ class AdapterStore(Collection[str]):
         read = self._reader.read(entry, checked.found)
         with self._engine.lock, self._lock:
             if self._entries.get(target) is entry and entry.adapter is None and entry.job is None:
-                entry.found, entry.stamp = checked.found, checked.stamp
+                entry.found, entry.stamp, entry.there = checked.found, checked.stamp, True
                 self._keep(entry, read, self._clock() - begun)
             self.reap()
         return read.adapter
@@ -232,16 +235,16 @@ class AdapterStore(Collection[str]):
         return None if entry is None else entry.error
 
     def forgive(self, targets: Iterable[Target]) -> None:
-        """Everybody was told of the error: whoever asks next tries again."""
+        """Everybody was told of the error: whoever comes next tries again."""
         with self._lock:
             for target in targets:
                 entry = self._entries.get(target)
                 if entry is not None and entry.error is not None:
                     self._drop(entry)
-                    if entry.added:
-                        self._entries[target] = entry.again()
-                    else:
-                        del self._entries[target]
+                    self._entries[target] = entry.again()
+            strange = [t for t, e in self._entries.items() if not e.there and e.job is None]
+            for target in set(strange[:-STRANGE]) - set(self._engine.wanted()):
+                del self._entries[target]
 
     def reap(self) -> None:
         """Drop what was removed or replaced and has no requests left."""
@@ -356,7 +359,7 @@ class AdapterStore(Collection[str]):
             if isinstance(result, Failed):
                 entry.error, entry.stamp = result.error, result.stamp
             elif isinstance(result, Checked):
-                entry.found, entry.stamp = result.found, result.stamp
+                entry.found, entry.stamp, entry.there = result.found, result.stamp, True
                 entry.error = self._lack_of_room(entry, result.found)
             elif entry in self._exchange.active:
                 self._arrived(entry, result, self._clock() - job.begun)

@@ -384,3 +384,30 @@ def test_an_adapter_of_head_or_embeddings_is_refused_by_name(tmp_path: Path, mod
     model.save_pretrained(str(tmp_path))
     with pytest.raises(UserError, match=rf"changes embeddings or head: (model\.)?{module}\."):
         engine_of(tmp_path).generate([Request([5], adapter="x")])
+
+
+def test_who_asked_before_an_error_and_comes_after_it_was_told_hears_it_too(tmp_path: Path):
+    folder = folder_of(tmp_path, adapted("a"))
+    (folder / "a" / "adapter_model.safetensors").write_bytes(b"")
+    engine = engine_of(folder)
+    late = engine._sequences(requests_of(["a"]))
+    with pytest.raises(UserError, match="damaged"):
+        engine.generate(requests_of(["a"]))
+    engine._generator().submit(late)
+    step_until_done(engine, late)
+    assert "damaged" in str(late[0].error)
+
+
+def test_names_behind_which_there_was_nothing_are_not_listed_and_forgotten_in_time(monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*args: Any, **options: Any) -> Path:
+        raise UserError("the hub cannot be reached")
+
+    monkeypatch.setattr("maypole.engine.adapter_sources.fetched", unreachable)
+    monkeypatch.setattr("maypole.engine.adapter_store.STRANGE", 3)
+    engine = engine_of(hub=True)
+    sequences = submitted(engine, requests_of([f"own/er{i}" for i in range(9)]))
+    step_until_done(engine, sequences)
+    assert all("cannot be reached" in str(s.error) for s in sequences)
+    assert list(engine.adapters) == []
+    assert "own/er1" not in engine.adapters
+    assert len(engine.adapters._entries) == 3

@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from maypole.engine import Engine
+from maypole.engine.adapters import Adapter
 from maypole.engine.request import Chunk, Output, Request, Usage
 from tests.engine.engine_fixtures import lm_of
 
@@ -17,14 +18,12 @@ class ScriptedEngine(Engine):
 
     def __init__(self, script: Script, adapters: tuple[str, ...] = (), *, template: bool = True) -> None:
         super().__init__(lm_of(max_position_embeddings=100_000))
-        self.script, self.names, self.running = script, adapters, 0
+        self.script, self.running = script, 0
+        for name in adapters:
+            self.adapters.put(name, Adapter(name, None, {}, {}))
         self.asked: list[Request] = []
         if not template:
             self.tokenizer.chat_template = None
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        return self.names
 
     def stats(self) -> dict[str, int]:
         kept = {"running": self.running, "kv_bytes": 31, "kv_budget": 100}
