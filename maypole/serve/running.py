@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -107,6 +109,31 @@ def run(app: FastAPI, *, host: str, port: int, drain: float, header_timeout: flo
         Server(config, app, drain).run()
     except SystemExit as error:  # uvicorn's answer to an address that is taken
         raise UserError(f"cannot listen at {host}:{port}", "--port", "a free port") from error
+
+
+@contextmanager
+def in_thread(app: FastAPI) -> Iterator[str]:
+    """The URL of `app` on this machine alone, at a free port, served by a thread of its own for the block."""
+    server = uvicorn.Server(config_of(app, host="127.0.0.1", port=0))
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            server.run()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="maypole-serve", daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise UserError("cannot listen on this machine", "127.0.0.1") from (failed[0] if failed else None)
+        time.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def _show_requests() -> None:

@@ -22,6 +22,13 @@ EVALUATE_SHARE = 0.2
 """Of the stages' seconds, at most; what this and the next leave is for learning."""
 CURATE_SHARE = 0.11
 """Of the stages' seconds: half a minute of six."""
+SERVE_SHARE = 0.05
+PARTS, LEAST_PARTS = 8, 2
+"""Documents that the program reads."""
+REPEATS = 5
+"""Runs of it with and without sharing."""
+PROMPT_TOKENS, ANSWERS_A_CALL = 200, 2
+"""What a call costs: tokens read, and short answers, of which the probe tells how many a second holds."""
 SCORING_SHARE = 0.45
 """Of the seconds of choosing, at most, goes into reading; what is left into what the choice did."""
 TOKENS_READ = (32, 256)
@@ -118,6 +125,15 @@ class EvaluatePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServePlan:
+    """Held-out documents that one program of many calls reads, and how often it runs with and without sharing."""
+
+    seconds: int
+    parts: int
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """`asked` is what the tour was told, by name and by identity; `preparation` seconds went by before the plan."""
 
@@ -127,6 +143,7 @@ class Plan:
     rates: Rates
     curate: CuratePlan
     adapt: AdaptPlan
+    serve: ServePlan
     evaluate: EvaluatePlan
 
     def write(self, path: Path) -> None:
@@ -137,7 +154,8 @@ class Plan:
         """ArtifactError where the file is not a tour's plan."""
         try:
             document = json.loads(path.read_bytes())
-            kinds = {"rates": Rates, "curate": CuratePlan, "adapt": AdaptPlan, "evaluate": EvaluatePlan}
+            kinds = {"rates": Rates, "curate": CuratePlan, "adapt": AdaptPlan, "serve": ServePlan,
+                     "evaluate": EvaluatePlan}  # fmt: skip
             return cls(**{**document, **{name: kind(**document[name]) for name, kind in kinds.items()}})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArtifactError("is not the plan of a tour", str(path), "name another --out") from error
@@ -153,16 +171,18 @@ def divide(
     instruct: bool,
     general: bool,
     questions: bool,
-) -> tuple[CuratePlan, AdaptPlan, EvaluatePlan]:
-    """`seconds` shared out: evaluation takes what it can use up to a fifth, choosing a ninth, learning has the rest.
+) -> tuple[CuratePlan, AdaptPlan, ServePlan, EvaluatePlan]:
+    """`seconds` shared out: evaluation takes what it can use up to a fifth, choosing a ninth, serving what its few
+    calls need up to a twentieth, learning has the rest.
 
     train, held_out: documents of the corpus. noise: whether as many documents that are none of it are mixed in.
     instruct, general, questions: whether there is such work at all.
     """
     evaluated = _evaluate(rates, EVALUATE_SHARE * seconds, held_out, general, questions)
     curated = _curate(rates, CURATE_SHARE * seconds, train, held_out, noise)
-    left = seconds - evaluated.seconds - curated.seconds
-    return curated, _adapt(rates, left, curated.kept, instruct), evaluated
+    served = _serve(rates, SERVE_SHARE * seconds, held_out)
+    left = seconds - evaluated.seconds - curated.seconds - served.seconds
+    return curated, _adapt(rates, left, curated.kept, instruct), served, evaluated
 
 
 def available(minutes: float, preparation: float) -> float:
@@ -183,6 +203,19 @@ def _evaluate(rates: Rates, seconds: float, held_out: int, general: bool, questi
     share = min(1.0, seconds / cost(wanted))
     items = {name: min(count, max(least[name], int(share * count))) for name, count in wanted.items()}
     return EvaluatePlan(seconds=math.ceil(cost(items)), **items)
+
+
+def _serve(rates: Rates, seconds: float, held_out: int) -> ServePlan:
+    call = PROMPT_TOKENS / rates.score_tokens_per_second + ANSWERS_A_CALL / rates.answers_per_second
+
+    def cost(parts: int, repeats: int) -> float:
+        """With and without sharing, each part and the whole, and one run of two calls before."""
+        return call * (2 * repeats * (parts + 1) + 2)
+
+    parts, repeats = min(PARTS, held_out), REPEATS
+    while cost(parts, repeats) > seconds and (parts, repeats) != (min(LEAST_PARTS, held_out), 1):
+        parts, repeats = (parts, repeats - 1) if repeats > 1 else (parts - 1, repeats)
+    return ServePlan(seconds=math.ceil(cost(parts, repeats)), parts=parts, repeats=repeats)
 
 
 def _curate(rates: Rates, seconds: float, train: int, held_out: int, noise: bool) -> CuratePlan:

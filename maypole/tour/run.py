@@ -22,6 +22,7 @@ from maypole.tour.options import TourOptions
 from maypole.tour.plan import Plan, available, divide
 from maypole.tour.probe import probe
 from maypole.tour.report import Report
+from maypole.tour.serve import serve
 from maypole.tour.tale import Tale
 
 
@@ -48,6 +49,12 @@ def run_tour(options: TourOptions, begun: float | None = None) -> Report:
                 "adapt", f"{plan.adapt.steps:,} steps", plan.adapt.seconds,
                 config=plan.adapt, inputs={"model": base.place, "corpus": learnt.train},
                 work=lambda artifact: adapt(base, learnt, plan.adapt, artifact, seed=derive(options.seed, "adapt")),
+            )  # fmt: skip
+            tale.stage(
+                "serve", f"{plan.serve.parts + 1} calls, {plan.serve.repeats} times with and without sharing",
+                plan.serve.seconds, config=plan.serve,
+                inputs={"model": base.place, "adapted": adapted, "corpus": corpus.held_out},
+                work=lambda artifact: serve(base, corpus, plan.serve, adapted, artifact),
             )  # fmt: skip
             tale.stage(
                 "evaluate", f"{plan.evaluate.documents:,} documents, {plan.evaluate.questions:,} questions",
@@ -77,14 +84,14 @@ def _decide(options: TourOptions, base: Base, corpus: Corpus, begun: float) -> P
     with _threads(threads):
         rates = probe(base, corpus, instruct=instruct, seed=options.seed)
     preparation = round(time.monotonic() - begun, 1)
-    curated, adapted, evaluated = divide(
+    curated, adapted, served, evaluated = divide(
         rates, available(options.minutes, preparation), train=len(corpus.train), held_out=len(corpus.held_out),
         noise=options.corpus is None and instruct, instruct=instruct, general=instruct or not base.own,
         questions=instruct,
     )  # fmt: skip
     return Plan(
         asked=_asked(options, base, corpus), threads=threads, preparation=preparation, rates=rates,
-        curate=curated, adapt=adapted, evaluate=evaluated,
+        curate=curated, adapt=adapted, serve=served, evaluate=evaluated,
     )  # fmt: skip
 
 

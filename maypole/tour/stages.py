@@ -26,7 +26,7 @@ STAGES = (
     StageInfo(5, "interpret", "looks inside the model"),
     StageInfo(6, "compress", "makes the model smaller and quicker"),
     StageInfo(7, "retrieve", "grounds its answers in documents"),
-    StageInfo(8, "serve", "answers requests with the model"),
+    StageInfo(8, "serve", "answers requests with the model", built=True),
     StageInfo(9, "evaluate", "measures the model before and after", built=True),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}

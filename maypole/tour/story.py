@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from maypole.tour import curate_page
+from maypole.tour import curate_page, serve_page
 from maypole.tour.adapt import curve
 from maypole.tour.evaluate import HELD_OUT, ITEMS, choose
 from maypole.tour.measures import measures, skills
@@ -45,6 +45,7 @@ def report(
     told = {
         "curate": lambda facts, info, stage, items, found: curate_page.page(facts, info, stage),
         "adapt": _adapt,
+        "serve": lambda facts, info, stage, items, found: serve_page.page(facts, info, stage),
         "evaluate": _evaluate,
     }
     pages = [

@@ -24,13 +24,15 @@ WORK = {"train": 2_500, "held_out": 280, "noise": True, "instruct": True, "gener
 def test_six_minutes_on_an_idle_machine_are_mostly_learning_and_leave_a_fifth():
     seconds = available(6.0, 20.0)
     assert seconds == 268
-    curated, adapted, evaluated = divide(IDLE, seconds, **WORK)
+    curated, adapted, served, evaluated = divide(IDLE, seconds, **WORK)
     assert (evaluated.documents, evaluated.general, evaluated.questions) == (280, GENERAL, QUESTIONS)
     assert evaluated.seconds < 60
     assert (curated.documents, curated.noise, curated.kept) == (2_500, 2_500, 2_500)
     assert curated.seconds <= 31
     assert curated.trial_steps >= 20
-    assert 170 < adapted.seconds <= seconds - evaluated.seconds - curated.seconds + 1
+    assert (served.parts, served.repeats) == (8, 5)
+    assert served.seconds <= 13
+    assert 170 < adapted.seconds <= seconds - evaluated.seconds - curated.seconds - served.seconds + 1
     assert adapted.instruction_steps == 600
     assert adapted.examples_per_step == 16
     used = 16 * (adapted.corpus_steps * IDLE.tokens_a_row + adapted.instruction_steps * IDLE.tokens_an_instruction_row)
@@ -43,18 +45,19 @@ def test_a_slow_model_takes_smaller_steps_and_fewer_items():
     slow = dataclasses.replace(
         IDLE, train_tokens_per_second=60, score_tokens_per_second=200, answers_per_second=1, tokens_a_row=200
     )
-    curated, adapted, evaluated = divide(slow, available(6.0, 40.0), **WORK)
+    curated, adapted, served, evaluated = divide(slow, available(6.0, 40.0), **WORK)
     assert adapted.examples_per_step == 1
-    assert adapted.corpus_steps >= 15
+    assert adapted.corpus_steps >= 12
     assert evaluated.documents < 40
     assert adapted.curve_documents <= 2
     assert (curated.trial_steps, curated.examples_per_step, curated.trial_documents) == (4, 1, 8)
     assert curated.documents > 2_000
-    assert curated.seconds + adapted.seconds + evaluated.seconds <= available(6.0, 40.0) + 2
+    assert (served.parts, served.repeats) == (2, 1)
+    assert curated.seconds + adapted.seconds + served.seconds + evaluated.seconds <= available(6.0, 40.0) + 2
 
 
 def test_of_a_large_corpus_more_is_read_than_can_be_learnt_and_no_more():
-    curated, adapted, _ = divide(IDLE, 268, **{**WORK, "train": 1_000_000, "noise": False})
+    curated, adapted, *_ = divide(IDLE, 268, **{**WORK, "train": 1_000_000, "noise": False})
     assert 4_000 < curated.documents < 10_000
     assert curated.tokens_read == 32
     assert curated.kept == round(0.8 * curated.documents)
@@ -62,7 +65,7 @@ def test_of_a_large_corpus_more_is_read_than_can_be_learnt_and_no_more():
 
 
 def test_a_small_corpus_is_not_passed_over_more_than_three_times():
-    curated, adapted, _ = divide(IDLE, 268, **{**WORK, "train": 20, "held_out": 5})
+    curated, adapted, *_ = divide(IDLE, 268, **{**WORK, "train": 20, "held_out": 5})
     assert (curated.documents, curated.tokens_read) == (20, 256)
     assert adapted.corpus_steps * adapted.examples_per_step <= MAX_PASSES * 20 * IDLE.rows_a_document + 16
     assert adapted.documents == 20
@@ -70,10 +73,11 @@ def test_a_small_corpus_is_not_passed_over_more_than_three_times():
 
 def test_without_instructions_and_questions_only_the_corpus_remains():
     less = {**WORK, "noise": False, "instruct": False, "general": False, "questions": False}
-    curated, adapted, evaluated = divide(IDLE, 268, **less)
+    curated, adapted, served, evaluated = divide(IDLE, 268, **less)
     assert (curated.noise, curated.rate) == (0, 0.8)
     assert (adapted.instruction_steps, adapted.instruction_rows) == (0, 0)
     assert (evaluated.general, evaluated.questions) == (0, 0)
+    assert served.parts == 8
 
 
 def test_preparation_that_takes_all_leaves_the_stages_some():
@@ -87,7 +91,7 @@ def test_preparation_that_takes_all_leaves_the_stages_some():
 def test_every_plan_can_be_followed(speed, seconds, train, held_out, row, noise, instruct, general, questions):
     rates = dataclasses.replace(IDLE, train_tokens_per_second=speed, score_tokens_per_second=speed, tokens_a_row=row)
     work = {"noise": noise, "instruct": instruct, "general": general, "questions": questions}
-    curated, adapted, evaluated = divide(rates, seconds, train=train, held_out=held_out, **work)
+    curated, adapted, served, evaluated = divide(rates, seconds, train=train, held_out=held_out, **work)
     assert 1 <= curated.documents <= train
     assert curated.noise == noise * curated.documents
     assert 1 <= curated.kept <= curated.documents + curated.noise
@@ -99,16 +103,18 @@ def test_every_plan_can_be_followed(speed, seconds, train, held_out, row, noise,
     assert 1 <= adapted.curve_documents <= 40
     assert (adapted.instruction_steps >= 4) == instruct
     assert (adapted.instruction_rows > 0) == instruct
+    assert 1 <= served.parts <= held_out
+    assert served.repeats >= 1
     assert 1 <= evaluated.documents <= min(held_out, DOCUMENTS)
     assert (evaluated.general > 0) == general
     assert (evaluated.questions > 0) == questions
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):
-    curated, adapted, evaluated = divide(IDLE, 268, **WORK)
+    curated, adapted, served, evaluated = divide(IDLE, 268, **WORK)
     plan = Plan(
         asked={"minutes": 6.0}, threads=2, preparation=20.0, rates=IDLE, curate=curated, adapt=adapted,
-        evaluate=evaluated,
+        serve=served, evaluate=evaluated,
     )  # fmt: skip
     plan.write(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == plan

@@ -2,6 +2,7 @@ from .choice_plots import documents_by_surprise, token_share
 from .model import Example, Measure, Plot, Report, Stage, Table
 from .page import render, write
 from .plots import Changes, accuracy_by_skill, change_per_measure, held_out_loss, scatter
+from .program_plots import program_picture, seconds_each_way
 
 __all__ = [
     "Changes",
@@ -15,8 +16,10 @@ __all__ = [
     "change_per_measure",
     "documents_by_surprise",
     "held_out_loss",
+    "program_picture",
     "render",
     "scatter",
+    "seconds_each_way",
     "token_share",
     "write",
 ]
