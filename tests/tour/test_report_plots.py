@@ -11,7 +11,9 @@ from maypole.tour.report import (
     change_per_measure,
     documents_by_surprise,
     held_out_loss,
+    program_picture,
     scatter,
+    seconds_each_way,
     token_share,
 )
 from maypole.tour.report.figure import label, names_within, thinned
@@ -22,6 +24,17 @@ CHANGES = [
     Changes(measure="accuracy", unit="share", better="higher", changes={"a": Interval(0.01, 0.05, 0.03)}),
 ]
 EDGES, BINS = [i / 10 for i in range(61)], [i % 7 for i in range(60)]
+
+
+def program(parts: int):
+    """Parts at once, then the whole."""
+    times = {"submitted": 0.0, "ready": 0.0, "placed": 0.1, "first_token": 0.2, "ended": 0.4}
+    used = {"prompt": 100, "reused": 64, "said": 9}
+    nodes = [
+        {"id": f"t{i}", "function": "told", "column": 0, "tokens": used, "seconds": times} for i in range(parts)
+    ] + [{"id": "all", "function": "summed_up", "column": 1, "tokens": used, "seconds": {**times, "ended": None}}]
+    edges = [{"name": "sentence", "from": f"t{i}", "to": ["all"]} for i in range(parts)]
+    return {"nodes": nodes, "edges": [*edges, {"name": "summary", "from": "all", "to": []}]}
 
 
 def points(n: int):
@@ -37,6 +50,8 @@ def points(n: int):
         lambda: change_per_measure(CHANGES * 8),
         lambda: documents_by_surprise(EDGES, {f"domain {i}": (BINS, BINS) for i in range(50)}, (3.0, 5.0)),
         lambda: token_share({f"domain {i}": i + 1 for i in range(50)}, {"domain 3": 7}),
+        lambda: program_picture(program(40)),
+        lambda: seconds_each_way([0.5, 0.4], [0.7, 0.9]),
         lambda: scatter("t", "f", points(600), x="x", y="y"),
         lambda: scatter("t", "f", points(20_000), x="x", y="y"),
     ],
@@ -122,3 +137,13 @@ def test_token_share_is_of_all_and_of_what_is_kept():
     plot = token_share({"wiki": 50, "noise": 50}, {"wiki": 90, "noise": 10})
     assert plot.finding == "Of the tokens: wiki 50 % to 90 % and noise 50 % to 10 %."
     assert plot.table.rows == [("wiki", 0.5, 0.9), ("noise", 0.5, 0.1)]
+
+
+def test_a_program_is_drawn_with_what_was_reused_and_many_alike_as_one():
+    plot = program_picture(program(40))
+    assert plot.finding.startswith("41 calls, 40 of which start at once; of the 4,100 tokens")
+    assert "29 more" in plot.svg
+    assert plot.svg.count("reused 64 of 100") == 12
+    assert len(plot.table.rows) == 41
+    assert plot.table.rows[0] == ("told", 1, 100, 64, 9, 0.1, 0.3)
+    assert plot.table.rows[-1][-1] is None

@@ -76,7 +76,7 @@ def test_a_users_model_gets_an_adapter_and_general_text_beside_the_corpus(users,
 def test_all_nine_stages_are_listed_and_the_missing_ones_called_missing(users):
     asked, report = users
     assert [stage.number for stage in report.stages] == list(range(1, 10))
-    assert [stage.name for stage in report.stages if stage.state == "done"] == ["curate", "adapt", "evaluate"]
+    assert [stage.name for stage in report.stages if stage.state == "done"] == ["curate", "adapt", "serve", "evaluate"]
     assert {stage.state for stage in report.stages} == {"done", "absent"}
     shown = words(asked.out / "report.html")
     assert "Not in the tour yet" in shown

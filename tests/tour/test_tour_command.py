@@ -71,7 +71,7 @@ def test_json_is_alone_on_stdout_and_stderr_says_each_stage_before_it_starts(
     assert found["adapted"] == "run/02-adapt"
     assert found["report"] == "run/report.html"
     assert found["verdict"].startswith("of 2 measures")
-    assert [stage["stage"] for stage in found["stages"]] == ["curate", "adapt", "evaluate"]
+    assert [stage["stage"] for stage in found["stages"]] == ["curate", "adapt", "serve", "evaluate"]
     first = found["measures"][0]
     assert first["measure"] == "corpus perplexity"
     assert first["ci95"][0] <= first["change"] == pytest.approx(first["after"] - first["before"])
