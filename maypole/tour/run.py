@@ -51,7 +51,7 @@ def run_tour(options: TourOptions, begun: float | None = None) -> Report:
                 work=lambda artifact: adapt(base, learnt, plan.adapt, artifact, seed=derive(options.seed, "adapt")),
             )  # fmt: skip
             tale.stage(
-                "serve", f"{plan.serve.parts + 1} calls, {plan.serve.repeats} times with and without sharing",
+                "serve", f"{plan.serve.parts + 1} calls, with and without sharing",
                 plan.serve.seconds, config=plan.serve,
                 inputs={"model": base.place, "adapted": adapted, "corpus": corpus.held_out},
                 work=lambda artifact: serve(base, corpus, plan.serve, adapted, artifact),

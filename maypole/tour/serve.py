@@ -56,12 +56,12 @@ class Way:
 
 
 @function(template=PART, models=(TUNED, BASE))
-def told(part: str, sentence: Annotated[str, Output(max_tokens=SENTENCE, temperature=0, stop=("\n",))]):
+def told(part: str, sentence: Annotated[str, Output(max_tokens=SENTENCE, temperature=0)]):
     """A part, by itself."""
 
 
 @function(template=WHOLE, models=(TUNED, BASE))
-def summed_up(sentences: str, summary: Annotated[str, Output(max_tokens=SUMMARY, temperature=0, stop=("\n",))]):
+def summed_up(sentences: str, summary: Annotated[str, Output(max_tokens=SUMMARY, temperature=0)]):
     """The whole, from what was said of the parts."""
 
 
@@ -98,7 +98,9 @@ def opened(base: Base, adapted: Path) -> Engine:
 
 
 def texts(engine: Engine, corpus: Corpus, count: int) -> list[str]:
-    """Beginnings of `count` held-out documents, such that the prompts of all calls fit the model."""
+    """Beginnings of `count` held-out documents, of fewer where what is said of them would not fit the model."""
+    most = length_of(engine.lm) - len(engine.encode(WHOLE)) - SUMMARY - SPARE
+    count = max(1, min(count, most // (SENTENCE + 2)))
     room = length_of(engine.lm) - len(engine.encode(PART)) - SENTENCE - SPARE
     found: list[str] = []
     for text in corpus.held_out["text"]:
@@ -135,7 +137,7 @@ def one_by_one(url: str, model: str, parts: Sequence[str], salt: str) -> Way:
         def asked(number: int, prompt: str, tokens: int) -> tuple[str, dict[str, Any], float]:
             begun, first, text, used = time.perf_counter(), 0.0, "", {}
             body = {
-                "model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stop": ["\n"],
+                "model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0,
                 "stream": True, "stream_options": {"include_usage": True}, "cache_salt": f"{salt}, {number}",
             }  # fmt: skip
             with client.stream("POST", "/v1/completions", json=body) as answer:

@@ -53,7 +53,8 @@ def _table(shared: Sequence[Mapping[str, Any]], apart: Sequence[Mapping[str, Any
     rows = [(name, runs[-1]["computed"], runs[-1]["reused"], *_ms(runs, "first"), *_ms(runs, "seconds"))
             for name, runs in (("one program", shared), ("the same calls, nothing shared", apart))]  # fmt: skip
     columns = ("", "tokens computed", "reused", "first token (ms)", "from", "to", "whole (ms)", "from", "to")
-    caption = f"Median of {len(shared)} runs, least and most; the first token is the mean of the parts' calls"
+    runs = "1 run" if len(shared) == 1 else f"{len(shared)} runs"
+    caption = f"Median of {runs}, least and most; the first token is the mean of the parts' calls"
     return Table(columns=columns, rows=rows, caption=caption)
 
 

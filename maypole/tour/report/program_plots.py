@@ -58,8 +58,8 @@ def program_picture(graph: Mapping[str, Any]) -> Plot:
             corner = (x - BOX[0] / 2, y - BOX[1] / 2)
             axes.add_patch(FancyBboxPatch(corner, *BOX, boxstyle="round,pad=0,rounding_size=0.06",
                                           facecolor=theme.LIGHT["surface"], edgecolor=theme.LIGHT["s1"]))  # fmt: skip
-            axes.text(x, y - (0.14 if reused else 0), name, ha="center", va="center", color=theme.LIGHT["ink"])
-            axes.text(x, y + 0.16, reused, ha="center", va="center", fontsize="small", color=theme.LIGHT["muted"])
+            axes.text(x, y - (0.12 if reused else 0), name, ha="center", va="center", color=theme.LIGHT["ink"])
+            axes.text(x, y + 0.17, reused, ha="center", va="center", fontsize="small", color=theme.LIGHT["muted"])
         axes.set(xlim=(min(columns) - 0.5, max(columns) + 0.5), ylim=(rows / 2 - 0.1, -rows / 2 - 0.5))
         axes.set_axis_off()
 
@@ -95,7 +95,7 @@ def seconds_each_way(shared: Sequence[float], apart: Sequence[float]) -> Plot:
     finding = (
         f"The program took {number(middle['with sharing'], 2)} s with sharing "
         f"({number(min(shared), 2)} to {number(max(shared), 2)}) and {number(middle['without'], 2)} s without "
-        f"({number(min(apart), 2)} to {number(max(apart), 2)}), in {len(shared)} runs each."
+        f"({number(min(apart), 2)} to {number(max(apart), 2)}), in {len(shared)} run{'s' * (len(shared) > 1)} each."
     )
     rows = [(i + 1, round(a, 4), round(b, 4)) for i, (a, b) in enumerate(zip(shared, apart))]
     table = Table(columns=("run", "with sharing (s)", "without (s)"), rows=rows)
