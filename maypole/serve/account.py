@@ -7,6 +7,7 @@ import json
 import logging
 import time
 import uuid
+from collections.abc import Container
 from datetime import UTC, datetime
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,14 +21,14 @@ requests = logging.getLogger("maypole.serve.requests")
 
 
 class Account:
-    """Counts and logs every request.
+    """Counts and logs every request; what is well at `quiet` paths, which are asked again and again, at DEBUG.
 
     The application may leave in ``scope["state"]`` the `model` that answered, a `warning` for the client about ignored
     fields, and the `status` of what ended otherwise than it began (a client that left a stream: 499).
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics | FrontMetrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, *, metrics: Metrics | FrontMetrics, quiet: Container[str] = ()) -> None:
+        self._app, self._metrics, self._quiet = app, metrics, quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,4 +64,5 @@ class Account:
                 "route": getattr(route, "path", None), "status": status, "model": model,
                 "seconds": round(time.monotonic() - begin, 4),
             }  # fmt: skip
-            requests.info("%s", json.dumps(fields))
+            level = logging.DEBUG if status == 200 and scope["path"] in self._quiet else logging.INFO
+            requests.log(level, "%s", json.dumps(fields))

@@ -65,7 +65,12 @@ def create_app(
     `capacity` bounds what programs have under way on the engine, `sessions` what they may hold.
     """
     limits, created = limits or Limits(), int(time.time())
-    ending = Ending(lambda: threading.Thread(target=engine.close, daemon=True).start())
+
+    def give_up() -> None:
+        programs.close_all()
+        threading.Thread(target=engine.close, daemon=True).start()
+
+    ending = Ending(give_up)
     # The page that FastAPI would show its own description with loads from another host.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.ending = ending
@@ -236,10 +241,9 @@ def create_app(
     app.router.routes.extend(page.routes())
     answer_errors(app)
     add_program_routes(app, programs, body_of, work.wait, limits)
-    app.add_middleware(
-        Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining, public=OPEN.union(page.contents())
-    )
-    app.add_middleware(Account, metrics=metrics)
+    public = OPEN.union(page.contents())
+    app.add_middleware(Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining, public=public)
+    app.add_middleware(Account, metrics=metrics, quiet=public | {"/metrics"})
     return app
 
 

@@ -238,3 +238,16 @@ def test_what_is_not_done_when_the_server_must_end_is_told_so():
     assert json.loads(last)["error"]["code"] == "draining"
     assert call(app, "GET", "/metrics").text.count('status="503"} 2.0') == 1  # whole and streamed
     assert engine.stats()["kv_tokens"] == 0
+
+
+def test_who_watches_a_program_is_told_the_end_when_the_server_must_end():
+    app = app_of()
+    with running(app) as url:
+        session = httpx.post(f"{url}/v1/sessions", json={}).json()
+        headers = {"X-Session-Auth": session["session_auth"]}
+        graph = f"{url}/v1/sessions/{session['session_id']}/graph?stream=true"
+        with httpx.stream("GET", graph, headers=headers) as answer:
+            lines = (json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line)
+            assert next(lines)["type"] == "snapshot"
+            app.state.ending.expire()
+            assert [event["type"] for event in lines] == ["closed"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,15 @@ def test_the_policy_is_the_one_that_lets_in_nothing_foreign():
     )
     assert page.HEADERS["X-Content-Type-Options"] == "nosniff"
     assert page.HEADERS["Referrer-Policy"] == "no-referrer"
+
+
+def test_what_a_page_asks_again_and_again_is_logged_only_where_it_fails(app: Any, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "maypole.serve.requests")
+    for path in ("/", "/web/main.js", "/ready", "/metrics"):
+        call(app, "GET", path, headers={"Authorization": "Bearer secret"})
+    assert caplog.records == []
+    call(app, "GET", "/metrics")
+    assert [json.loads(record.getMessage())["status"] for record in caplog.records] == [401]
 
 
 def test_a_name_that_is_not_the_servers_gets_no_page(app: Any):

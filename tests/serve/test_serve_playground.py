@@ -327,6 +327,17 @@ def test_the_request_shown_gives_the_same_answer_from_elsewhere(browser: Browser
     assert len({request.sampling for request in engine.asked}) == 1
 
 
+def test_a_setting_out_of_its_range_is_shown_before_anything_is_sent(browser: Browser):
+    engine = ScriptedEngine(saying("ok"))
+    with opened(browser, app_of(engine)) as page:
+        page.locator("summary", has_text="Settings").click()
+        page.locator("#set-top_p").fill("2")
+        page.locator("summary", has_text="Settings").click()
+        send(page, "go")
+        expect(page.locator("#set-top_p")).to_be_focused()
+        assert engine.asked == []
+
+
 def test_enter_sends_but_not_within_a_composition_and_shift_enter_breaks_the_line(browser: Browser):
     engine = ScriptedEngine(saying("ok"))
     with opened(browser, app_of(engine)) as page:

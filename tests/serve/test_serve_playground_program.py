@@ -158,6 +158,20 @@ def test_over_twelve_alike_are_one_box_that_counts_them(browser: Browser):
         expect(page.locator("#program-state")).to_have_text("The session has ended.")
 
 
+def test_who_only_watches_leaves_a_server_that_shuts_down(browser: Browser):
+    engine = ScriptedEngine(lambda prompt, adapter: ["x"])
+    app = app_of(engine)
+    with opened(browser, app, "#program") as page:
+        elsewhere = Elsewhere(page)
+        elsewhere.submit(1, "read")
+        elsewhere.watched_in(page)
+        expect(page.locator(".box[data-state=done]")).to_have_count(1)
+        app.state.ending.draining = True
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        expect(page.locator("#program-state")).to_have_text("The server is shutting down.")
+        expect(page.get_by_role("button", name="Run", exact=True)).to_be_visible()
+
+
 def test_a_lost_connection_is_taken_up_again_with_a_new_snapshot(browser: Browser):
     gate = threading.Event()
     engine = ScriptedEngine(lambda prompt, adapter: [gate, "x"])

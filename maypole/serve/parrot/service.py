@@ -78,6 +78,11 @@ class Service:
         for work in session.working.values():
             work.cancel()
 
+    def close_all(self) -> None:
+        """End every session."""
+        for session in list(self.sessions.values()):
+            self.close(session)
+
     def submit(self, session: Session, calls: Sequence[Call]) -> list[list[Task]]:
         """The tasks of each call, which start with their batch; UserError, and nothing is added, where one is wrong."""
         self.use(session)

@@ -85,7 +85,7 @@ export class Answer {
   /** Count `seconds` down; false where the reader stops it. */
   async pause(seconds, why) {
     for (let left = Math.ceil(seconds); left > 0 && !this.stopping.signal.aborted; left -= 1) {
-      this.note.textContent = `${why}; asking again in ${left} s`;
+      this.note.textContent = visible(`${why}; asking again in ${left} s`);
       await new Promise((done) => {
         const timer = setTimeout(done, 1000);
         this.stopping.signal.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });

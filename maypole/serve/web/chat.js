@@ -97,6 +97,7 @@ export class Chat {
 
   setColumns(count) {
     this.columns.length = Math.min(this.columns.length, count);
+    if (count === 1) this.hidden = false;
     const other = this.models.find((model) => !this.columns.includes(model)) ?? this.models[0];
     if (count > this.columns.length) this.columns.push(other);
     this.hide();
@@ -185,7 +186,12 @@ export class Chat {
 
   async send() {
     const prompt = byId("message").value;
-    if (prompt.trim() === "" || !byId("composer").reportValidity()) return;
+    if (prompt.trim() === "") return;
+    if (!byId("composer").checkValidity()) {
+      byId("settings").open = true; // what is wrong has to be seen
+      byId("composer").reportValidity();
+      return;
+    }
     byId("message").value = "";
     const drawn = settings.chosen();
     const records = this.columns.map((model, side) => this.record(model, side, prompt, drawn));

@@ -12,7 +12,7 @@ import { load, save } from "./store.js";
 const STATES = { ready: "● ready", draining: "◐ shutting down", unwell: "✗ unwell", gone: "✗ not answering" };
 const VIEWS = ["chat", "program"];
 const KEEP = 500; // ms until what changed is kept
-const AGAIN = 10_000; // ms until one asks again what is served
+const AGAIN = 30_000; // ms until one asks again what is served
 
 const kept = load();
 settings.restore(kept.settings);
@@ -85,6 +85,7 @@ async function shown({ state, detail, retry, tokens, kv }) {
   byId("kv").textContent = kv == null ? "" : `KV ${Math.round(kv * 100)} %`;
   const choosing = document.activeElement?.tagName === "SELECT";
   if (state !== "gone" && !trouble && !choosing && (!served || performance.now() - asked > AGAIN)) await models();
+  if (state === "draining") program.leave();
   const again = button("Try again", () => models().then(() => health.now()));
   if (trouble) banner(`The server refuses: ${visible(trouble)}`, " ", again);
   else if (state === "ready") banner("");

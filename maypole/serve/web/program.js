@@ -1,6 +1,6 @@
 // A program as it runs: an example that is started here, or a session that somebody else opened.
 
-import { announce, byId, el, fill } from "./dom.js";
+import { announce, byId, el, fill, visible } from "./dom.js";
 import { EXAMPLES } from "./examples.js";
 import { watch } from "./feed.js";
 import { countsOf, Graph, number } from "./graph.js";
@@ -115,6 +115,13 @@ export class Program {
     this.buttons();
   }
 
+  /** The server ends: it must not wait for who only watches. */
+  leave() {
+    if (!this.running || this.session) return;
+    this.stop();
+    this.say("The server is shutting down.");
+  }
+
   buttons() {
     byId("run").textContent = this.running ? "Stop" : "Run";
     byId("unshared").disabled = this.running;
@@ -122,7 +129,7 @@ export class Program {
 
   say(text, wrong = false) {
     byId("program-state").className = wrong ? "note error" : "note";
-    byId("program-state").textContent = text;
+    byId("program-state").textContent = visible(text);
     byId("program-state").hidden = text === "";
   }
 
