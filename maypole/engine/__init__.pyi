@@ -3,6 +3,7 @@ from .engine import Engine as Engine
 from .remote import RemoteEngine as RemoteEngine
 from .request import NO_ADAPTER as NO_ADAPTER
 from .request import Chunk as Chunk
+from .request import Merged as Merged
 from .request import Output as Output
 from .request import Request as Request
 from .request import Sampling as Sampling
@@ -19,6 +20,7 @@ __all__ = [
     "Chunk",
     "Engine",
     "EngineConfig",
+    "Merged",
     "Output",
     "RemoteEngine",
     "Request",

@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from maypole.engine.adapter_sources import Found, Source
 from maypole.engine.adapters import Adapter
+from maypole.engine.request import Target
 
-Target = str
-"""What a request asks for."""
 State = Literal["disk", "checking", "loading", "host", "ready", "draining", "error"]
 
 
@@ -68,7 +67,7 @@ class Entry:
 
     @property
     def where(self) -> str:
-        return f"adapter {self.target!r}"
+        return f"adapter {str(self.target)!r}"
 
     @property
     def state(self) -> State:
@@ -84,7 +83,7 @@ class Entry:
         """The same target, to be read anew."""
         return Entry(
             self.target, self.source, self.there, self.pinned, self.version,
-            last_used=self.last_used, requests=self.requests,
+            leaving=self.leaving, last_used=self.last_used, requests=self.requests,
         )  # fmt: skip
 
     def status(self, now: float) -> AdapterStatus:

@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import Literal
 
 from maypole.core.errors import UserError
-from maypole.engine.adapter_entry import AdapterStatus, Entry, Job, Target
+from maypole.engine.adapter_entry import AdapterStatus, Entry, Job
 from maypole.engine.adapter_files import Base, Limits
 from maypole.engine.adapter_reading import Checked, Failed, Read, Reader
 from maypole.engine.adapter_sources import Found, Source, Sources
 from maypole.engine.adapters import Adapter
 from maypole.engine.exchange import Exchange
+from maypole.engine.merging import Members
+from maypole.engine.request import Merged, Target, named_in
 from maypole.engine.settings import AdapterConfig, parse_bytes
 
 STRANGE = 256
 """Names that are remembered though nothing was found behind them: somebody may be about to be told."""
+MERGES = 256
+"""Merged adapters that are known at once; the longest unused are forgotten first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +93,11 @@ class AdapterStore(Collection[str]):
         with self._engine.lock:
             with self._lock:
                 self._removed.add(name)
-                if name in self._entries:
-                    self._entries[name].leaving = self.draining = True
-            if not drain:
-                self._engine.cancel(name)
+                leaving = [entry for target, entry in self._entries.items() if name in named_in(target)]
+                for entry in leaving:
+                    entry.leaving = self.draining = True
+            for entry in leaving if not drain else ():
+                self._engine.cancel(entry.target)
             self.reap()
         self._engine.wake()
 
@@ -100,7 +105,7 @@ class AdapterStore(Collection[str]):
         """Every adapter that a request may name, and those that are draining, by name."""
         found = list(self._sources.names())
         with self._lock:
-            named = {str(target): entry for target, entry in self._entries.items() if entry.there}
+            named = {t: entry for t, entry in self._entries.items() if entry.there and isinstance(t, str)}
             for name in found:
                 if name not in named and name not in self._removed:
                     named[name] = self._entries.get(name) or Entry(name, None)
@@ -231,7 +236,7 @@ class AdapterStore(Collection[str]):
         """Why no request of `target` will ever start, if so."""
         entry = self._entries.get(target) if target is not None else None
         if target is not None and entry is None:
-            return UserError(f"there is no adapter {target!r} any more", expected="see which adapters there are")
+            return UserError(f"there is no adapter {str(target)!r} any more", expected="see which adapters there are")
         return None if entry is None else entry.error
 
     def forgive(self, targets: Iterable[Target]) -> None:
@@ -249,20 +254,28 @@ class AdapterStore(Collection[str]):
     def reap(self) -> None:
         """Drop what was removed or replaced and has no requests left."""
         with self._lock:
-            wanted, in_use = set(self._engine.wanted()), set(self._engine.in_use())
+            asked, in_use = self._engine.wanted(), set(self._engine.in_use())
+            wanted = {*asked, *(name for target in asked for name in named_in(target))}
             for entry in [e for e in self._replaced if e.adapter not in in_use]:
                 self._replaced.discard(entry)
                 self._drop(entry)
+            self._forget_merges()
             gone = [e for e in self._entries.values() if e.leaving and e.target not in wanted]
             for entry in [e for e in gone if e.adapter not in in_use]:
                 del self._entries[entry.target]
                 self._drop(entry)
             self.draining = bool(self._replaced) or any(e.leaving for e in self._entries.values())
 
-    # How it works; the lock is held but in _add, _asked, _source_of, _unknown and _done
+    # How it works; the lock is held but in _add, _asked, _source_of, _member, _unknown and _done
 
     def _new_exchange(self) -> "Exchange[Entry]":
         return Exchange(self._budget, self._config.max_active, self._config.cycle_time)
+
+    def _forget_merges(self) -> None:
+        merges = [entry for target, entry in self._entries.items() if isinstance(target, Merged)]
+        for entry in sorted(merges, key=lambda entry: entry.last_used or 0.0)[:-MERGES]:
+            entry.leaving = True
+            self._versions.pop(entry.target, None)
 
     def _count(self) -> int:
         self.updates += 1
@@ -288,6 +301,9 @@ class AdapterStore(Collection[str]):
     @contextmanager
     def _asked(self, target: Target, where: str) -> Iterator[Entry]:
         """The entry of a request's target, with the lock held; a new one where its source was written again."""
+        for name in target.adapters if isinstance(target, Merged) else ():
+            if not self.may_ask(name):
+                raise self._unknown(name, f"{where}: adapters")
         before = self._entries.get(target)
         source, stamp = None if before is None else before.source, None
         if source is not None:
@@ -298,6 +314,10 @@ class AdapterStore(Collection[str]):
             entry = self._entries.get(target)
             if entry is None and before is None and source is not None:
                 entry = self._entries[target] = Entry(target, source)
+                self.draining = self.draining or isinstance(target, Merged)
+            if entry is not None and entry.leaving and isinstance(target, Merged):  # who left has come back
+                entry.leaving = False
+                entry = self._replace(entry.again())
             if entry is not None and not entry.leaving:
                 known = entry.found is not None or entry.error is not None
                 if entry is before and known and entry.job is None and entry.stamp != stamp:
@@ -312,12 +332,22 @@ class AdapterStore(Collection[str]):
 
         No lock is held, here or while the source is read.
         """
+        if isinstance(target, Merged):
+            return Members(target, self._member, self._reader)
         return self._sources.find(target)
+
+    def _member(self, name: str) -> Entry | None:
+        """An adapter that another is made of, known here or where it lies."""
+        with self._lock:
+            entry = self._entries.get(name)
+        if entry is None and name not in self._removed and (source := self._sources.find(name)) is not None:
+            return Entry(name, source)
+        return entry
 
     def _unknown(self, target: Target, where: str) -> UserError:
         known = [*self]
         some = ", ".join(known[:20]) + (", …" if len(known) > 20 else "") if known else "none is loaded"
-        return UserError(f"no adapter {target!r}", where, f"adapters: {some}")
+        return UserError(f"no adapter {str(target)!r}", where, f"adapters: {some}")
 
     def _wanted(self) -> Sequence[Entry]:
         """Those from files that requests wait for, the first come first."""
@@ -335,11 +365,14 @@ class AdapterStore(Collection[str]):
     def _replace(self, entry: Entry) -> Entry:
         before = self._entries.get(entry.target)
         self._entries[entry.target] = entry
-        self._removed.discard(str(entry.target))
+        self._removed -= {entry.target}
         if before is not None:
             before.job, self.draining = None, True
             entry.requests, entry.last_used = before.requests, before.last_used
             self._replaced.add(before)
+        for target, other in [*self._entries.items()]:
+            if isinstance(target, Merged) and entry.target in target.adapters:
+                self._replace(other.again())
         return entry
 
     def _begin(self, entry: Entry) -> None:
@@ -390,7 +423,8 @@ class AdapterStore(Collection[str]):
         adapter = read.adapter
         known = self._versions.get(entry.target)
         if known is None or known[0] != adapter.key:
-            known = self._versions[entry.target] = adapter.key, entry.version if known is None else self._count()
+            first = max(map(self.version, named_in(entry.target)))
+            known = self._versions[entry.target] = adapter.key, first if known is None else self._count()
         entry.adapter, entry.key, entry.version = adapter, adapter.key, known[1]
         self._loads, self._load_seconds = self._loads + 1, self._load_seconds + seconds
         if read.host is not adapter:

@@ -15,14 +15,13 @@ import torch
 
 from maypole.core.errors import UnsupportedCapability, UserError
 from maypole.engine import embedding, scoring, updating
-from maypole.engine.adapter_entry import Target
 from maypole.engine.adapter_files import Base, Limits
 from maypole.engine.adapter_store import AdapterStore, Engaged
 from maypole.engine.adapters import Adapter
 from maypole.engine.intake import Intake, Listener
 from maypole.engine.mailbox import Mailbox, call_in
 from maypole.engine.private_copy import overwrite
-from maypole.engine.request import Chunk, Output, Prompt, Request, Scored, ScoreRequest
+from maypole.engine.request import Chunk, Output, Prompt, Request, Scored, ScoreRequest, Target
 from maypole.engine.runner import Runner
 from maypole.engine.scheduler import Scheduler
 from maypole.engine.sequence import Sequence as Running
@@ -211,7 +210,7 @@ class Engine:
         pooling: embedding.Pooling = "last",
         layer: int = -1,
         normalize: bool = True,
-        adapter: str | None = None,
+        adapter: Target | None = None,
         truncate: bool = False,
     ) -> np.ndarray:
         """(n, d) vectors in fp32, of unit length if `normalize`.
@@ -332,12 +331,12 @@ class Engine:
             scheduler.check_fits(len(sequence.prompt), sequence.room)
         return made
 
-    def _target(self, name: str | None) -> Target | None:
-        return self._default if name is None else name or None
+    def _target(self, asked: Target | None) -> Target | None:
+        return self._default if asked is None else asked or None
 
-    def _adapters_of(self, names: Sequence[str | None]) -> list[Adapter | None]:
+    def _adapters_of(self, asked: Sequence[Target | None]) -> list[Adapter | None]:
         """The adapters themselves, each looked up once: a call has one version of it."""
-        targets = [self._target(name) for name in names]
+        targets = [self._target(one) for one in asked]
         found: dict[Target | None, Adapter | None] = {None: None}
         for i, target in enumerate(targets):
             if target is not None and target not in found:

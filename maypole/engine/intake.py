@@ -11,7 +11,7 @@ from maypole.engine import inputs
 from maypole.engine.detokenizer import Detokenizer
 from maypole.engine.grammar import Grammars
 from maypole.engine.prefix_tree import Ids
-from maypole.engine.request import Chunk, Request, ScoreRequest, is_ids
+from maypole.engine.request import Chunk, Request, ScoreRequest, Target, is_ids
 from maypole.engine.sequence import Sequence as Running
 from maypole.models.language_model import LanguageModel
 
@@ -40,7 +40,7 @@ class Intake:
         return ids
 
     def sequences(
-        self, request: Request, index: int, target: str | None, listener: Listener | None, *, last_only: bool
+        self, request: Request, index: int, target: Target | None, listener: Listener | None, *, last_only: bool
     ) -> list[Running]:
         """The n completions of a request, to be run by the adapter `target`; `listener` as Sequence has it."""
         sampling = request.sampling

@@ -29,7 +29,7 @@ from maypole.engine.remote_form import (
     outputs,
     scored,
 )
-from maypole.engine.request import Chunk, Output, Request, Sampling, Scored, ScoreRequest, is_ids
+from maypole.engine.request import Chunk, Merged, Output, Request, Sampling, Scored, ScoreRequest, Target, is_ids
 
 Result = TypeVar("Result")
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -202,12 +202,14 @@ class RemoteEngine:
                 f"this endpoint is not known for {capability!r}", where or self.url, f"known: {known}; capabilities=..."
             )
 
-    def _known(self, adapter: str | None, index: int) -> None:
+    def _known(self, adapter: Target | None, index: int) -> None:
+        if isinstance(adapter, Merged):
+            raise UnsupportedCapability("an endpoint merges no adapters", f"request {index}", "a local engine")
         if adapter and self.models and adapter not in self.models:
             raise UserError(f"no model {adapter!r}", f"request {index}", f"the endpoint has: {', '.join(self.models)}")
 
     async def _one(self, request: Request) -> list[Output]:
-        route, document = body(request, request.adapter or self.model)
+        route, document = body(request, str(request.adapter or self.model))
         return outputs(await self._post(route, document), request)
 
     async def _score(self, request: ScoreRequest, continuation: Any) -> Scored:
@@ -219,7 +221,7 @@ class RemoteEngine:
         return scored(await self._post("completions", document), len(prompt), ids)
 
     async def _stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        route, document = body(request, request.adapter or self.model)
+        route, document = body(request, str(request.adapter or self.model))
         document |= {"stream": True, "stream_options": {"include_usage": True}}
         said: dict[int, list[Chunk]] = {}
         async with self._gate, self._client.stream("POST", f"{self.url}/{route}", json=document) as answer:

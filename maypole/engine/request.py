@@ -1,8 +1,9 @@
 """What goes into an engine and what comes out: requests, sampling settings, outputs. Knows no torch and no model."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -97,17 +98,77 @@ class Sampling:
         return next((name for name in STRUCTURES if getattr(self, name)), None)
 
 
+Combination = Literal["cat", "linear", "ties", "dare_linear", "dare_ties"]
+SignMethod = Literal["total", "frequency"]
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Several LoRA adapters as one, for a request: their weighted sum ("cat", exact), or one of peft's combinations.
+
+    `weights` are 1 by default. "ties" and "dare" keep a share `density` of the numbers of each adapter, "ties" the
+    largest and those of the sign that `majority_sign_method` elects, "dare" those drawn from `seed`. Equal values are
+    one adapter, made once.
+
+    Examples
+    --------
+    >>> Request("Once", adapter=Merged(["fr", "sql"], weights=[0.7, 0.3]))
+    """
+
+    adapters: Sequence[str]
+    weights: Sequence[float] | None = None
+    combination: Combination = "cat"
+    density: float = 1.0
+    majority_sign_method: SignMethod = "total"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = (self.adapters,) if isinstance(self.adapters, str) else tuple(self.adapters)
+        if isinstance(self.adapters, str) or not names or not all(isinstance(n, str) and n for n in names):
+            raise ConfigError("adapters", self.adapters, "a list of names, one or more")
+        weights = (1.0,) * len(names) if self.weights is None else tuple(self.weights)
+        if len(weights) != len(names):
+            raise ConfigError("weights", list(weights), f"one for each of the {len(names)} adapters")
+        if not all(isinstance(w, int | float) and math.isfinite(w) for w in weights):
+            raise ConfigError("weights", list(weights), "finite numbers")
+        if self.combination not in get_args(Combination):
+            raise ConfigError("combination", self.combination, get_args(Combination))
+        if not 0.0 < self.density <= 1.0:
+            raise ConfigError("density", self.density, "above 0 and at most 1")
+        if self.density < 1.0 and self.combination in ("cat", "linear"):
+            raise ConfigError("density", self.density, f"1: {self.combination!r} keeps all numbers")
+        if self.majority_sign_method not in get_args(SignMethod):
+            raise ConfigError("majority_sign_method", self.majority_sign_method, get_args(SignMethod))
+        object.__setattr__(self, "adapters", names)
+        object.__setattr__(self, "weights", tuple(map(float, weights)))
+
+    def __str__(self) -> str:
+        return "+".join(self.adapters)
+
+
+Target = str | Merged
+"""What a request may run on besides the base: an adapter by its name, or several as one."""
+
+
+def named_in(target: Target | None) -> tuple[str, ...]:
+    """The adapters that `target` is made of; none for the base."""
+    if target is None:
+        return ()
+    return tuple(target.adapters) if isinstance(target, Merged) else (target,)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt to continue. Higher `priority` starts earlier; prompts share computation only at equal `cache_salt`.
 
-    `tools` and `chat_template_kwargs` go to the chat template and need messages. After `timeout` seconds, counted from
-    when it is given to the engine, a request ends with what it has said so far ("timeout"), be it still waiting.
+    `adapter` is a name, or several as one (`Merged`). `tools` and `chat_template_kwargs` go to the chat template and
+    need messages. After `timeout` seconds, counted from when it is given to the engine, a request ends with what it has
+    said so far ("timeout"), be it still waiting.
     """
 
     prompt: Prompt
     sampling: Sampling = field(default_factory=Sampling)
-    adapter: str | None = None
+    adapter: Target | None = None
     priority: int = 0
     cache_salt: str | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
@@ -168,7 +229,7 @@ class ScoreRequest:
 
     prompt: Prompt | None
     continuations: Sequence[str | Sequence[int]]
-    adapter: str | None = None
+    adapter: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)

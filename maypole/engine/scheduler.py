@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from maypole.core.errors import UserError
-from maypole.engine.adapter_entry import Target
 from maypole.engine.adapter_store import AdapterStore
 from maypole.engine.adapters import Adapter
 from maypole.engine.kv_memory import KVMemory
 from maypole.engine.prefix_cache import LEAST, Node
 from maypole.engine.prefix_tree import shared_length
+from maypole.engine.request import Target
 from maypole.engine.runner import Runner
 from maypole.engine.sampling import draw
 from maypole.engine.sequence import Sequence

@@ -12,7 +12,7 @@ from maypole.engine.grammar import Follower
 from maypole.engine.kv_memory import Slots
 from maypole.engine.prefix_cache import Node
 from maypole.engine.prefix_tree import Ids
-from maypole.engine.request import Chunk, FinishReason, Output, Request, Sampling, Usage
+from maypole.engine.request import Chunk, FinishReason, Output, Request, Sampling, Target, Usage
 from maypole.engine.sampling import Draw, Drawn, sample_seed
 
 
@@ -20,7 +20,7 @@ from maypole.engine.sampling import Draw, Drawn, sample_seed
 class Sequence:
     """Sample `index` of a request.
 
-    `limit` is how many tokens it may generate, `target` the adapter's name (None: the base); adapter and version are
+    `limit` is how many tokens it may generate, `target` the adapter asked for (None: the base); adapter and version are
     bound when it starts. `listener` is told every token, with `last_only` just the end. `ended` is set by whoever gives
     it up early. The cache holds its first `held` tokens: those
     before `base` in prefixes shared with others, the rest in a row of its own (`kv_memory.Holder`).
@@ -30,7 +30,7 @@ class Sequence:
     index: int
     prompt: Ids
     limit: int
-    target: str | None
+    target: Target | None
     ends: frozenset[int]
     text: Detokenizer
     listener: Callable[["Sequence", Chunk], None] | None = None

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from maypole.core.errors import UnsupportedCapability, UserError
-from maypole.engine.adapter_entry import Target
 from maypole.engine.adapter_files import Base, Limits, from_directory
 from maypole.engine.adapters import Adapter, from_model, from_tensors
+from maypole.engine.request import named_in
 from maypole.engine.runner import Runner
 from maypole.engine.scheduler import Scheduler
 from maypole.models.language_model import FOLLOW, LanguageModel
@@ -35,18 +35,18 @@ def adapters_of(lm: LanguageModel, runner: Runner) -> dict[str, Adapter]:
     return {name: from_model(lm.model, name, runner.module) for name in lm.adapters}
 
 
-def settle(scheduler: Scheduler, target: Target | None, step: Callable[[], object], *, abort: bool) -> None:
-    """No running sequence depends on what is about to change, be it `target` or the base. The engine's lock is held.
+def settle(scheduler: Scheduler, adapter: str | None, step: Callable[[], object], *, abort: bool) -> None:
+    """No running sequence depends on what is about to change, be it `adapter` or the base. The engine's lock is held.
 
     Those of an adapter finish with the one they have; those of a base finish now, or end with "update".
     """
     scheduler.sweep()
     if abort:
         for sequence in scheduler.begun:
-            if target is None or sequence.target == target:
+            if adapter is None or adapter in named_in(sequence.target):
                 sequence.ended = "update"
         scheduler.sweep()
-    if target is None:
+    if adapter is None:
         scheduler.admitting = False
         while scheduler.begun:
             step()

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from maypole.engine.scheduler import Scheduler
 from maypole.models.language_model import LanguageModel
 from tests.tiny_models import model_of
 
@@ -80,3 +81,29 @@ def hf_logprobs(model: Any, prompt: list[int], completion: list[int]) -> list[fl
     logits = model(torch.tensor([prompt + completion]), use_cache=False).logits[0].float()
     table = torch.log_softmax(logits, -1)
     return [float(table[len(prompt) - 1 + i, t]) for i, t in enumerate(completion)]
+
+
+def check(scheduler: Scheduler) -> None:
+    """No row is lost, no count is off, nothing is beyond the budget."""
+    memory = scheduler.memory
+    held = [member for slots in memory.pools.values() for member in slots.members]
+    assert {id(s) for s in held} == {id(s) for s in scheduler.running}
+    assert len(held) == len(scheduler.running)
+    users: dict[int, int] = {}
+    for sequence in scheduler.running:
+        assert sequence.slots is not None
+        assert sequence.slots.members[sequence.row] is sequence
+        assert 0 <= sequence.held - sequence.base <= sequence.slots.length
+        if sequence.node is not None:
+            assert sequence.node.end == sequence.base
+            users[id(sequence.node)] = users.get(id(sequence.node), 0) + 1
+    nodes = list(memory.prefixes.nodes())
+    assert all(node.users == users.get(id(node), 0) for node in nodes)
+    assert memory.prefixes.tokens == sum(len(n.tokens) for n in nodes)
+    allocated = sum(
+        t.nbytes
+        for layers in [*(s.layers for s in memory.pools.values()), *(n.layers for n in nodes)]
+        for pair in layers.values()
+        for t in pair
+    )
+    assert allocated == memory.bytes <= memory.max_bytes

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maypole.engine import Engine, EngineConfig, Request, Sampling
-from maypole.engine.scheduler import Scheduler
-from tests.engine.engine_fixtures import hf_greedy, hf_logprobs, lm_of, random_ids, with_adapters
+from tests.engine.engine_fixtures import check, hf_greedy, hf_logprobs, lm_of, random_ids, with_adapters
 from tests.tiny_models import FAMILIES
 
 NEW = 14
@@ -25,32 +24,6 @@ def prompts(seed: int = 0) -> list[list[int]]:
 
 def said(engine: Engine, requests: list[Request]) -> list[list[int]]:
     return [o.token_ids for o in engine.generate(requests)]
-
-
-def check(scheduler: Scheduler) -> None:
-    """No row is lost, no count is off, nothing is beyond the budget."""
-    memory = scheduler.memory
-    held = [member for slots in memory.pools.values() for member in slots.members]
-    assert {id(s) for s in held} == {id(s) for s in scheduler.running}
-    assert len(held) == len(scheduler.running)
-    users: dict[int, int] = {}
-    for sequence in scheduler.running:
-        assert sequence.slots is not None
-        assert sequence.slots.members[sequence.row] is sequence
-        assert 0 <= sequence.held - sequence.base <= sequence.slots.length
-        if sequence.node is not None:
-            assert sequence.node.end == sequence.base
-            users[id(sequence.node)] = users.get(id(sequence.node), 0) + 1
-    nodes = list(memory.prefixes.nodes())
-    assert all(node.users == users.get(id(node), 0) for node in nodes)
-    assert memory.prefixes.tokens == sum(len(n.tokens) for n in nodes)
-    allocated = sum(
-        t.nbytes
-        for layers in [*(s.layers for s in memory.pools.values()), *(n.layers for n in nodes)]
-        for pair in layers.values()
-        for t in pair
-    )
-    assert allocated == memory.bytes <= memory.max_bytes
 
 
 def stepped(engine: Engine, requests: list[Request], arrivals: Iterable[int], then: Any = None) -> list[list[int]]:
