@@ -6,10 +6,12 @@ nothing about requests.
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from maypole.engine.prefix_cache import Node, PrefixCache, Tensors
@@ -184,12 +186,13 @@ class KVMemory:
 
     def _resize(self, slots: Slots, rows: int) -> None:
         kept = len(slots.members)
+        held = max((m.held - m.base for m in slots.members), default=0)
         for n, (heads, dk, dv) in self.shapes.items():
             # Zeros, not empty: a masked NaN would still spoil the sum of values.
-            new = [torch.zeros(rows, heads, slots.length, d, dtype=self.dtype, device=self.device) for d in (dk, dv)]
-            if kept:
+            new = [_zeros((rows, heads, slots.length, d), self.dtype, self.device) for d in (dk, dv)]
+            if held:
                 for target, source in zip(new, slots.layers[n]):
-                    target[:kept] = source[:kept]
+                    target[:kept, :, :held] = source[:kept, :, :held]
             slots.layers[n] = (new[0], new[1])
         slots.rows = rows
 
@@ -204,6 +207,13 @@ class KVMemory:
     def _forget(self, slots: Slots) -> None:
         del self.pools[slots.length]
         slots.rows, slots.layers = 0, {}
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On CPUs of pages that the system hands out as they are written to, so that rows cost nothing before that."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _slots(holder: Holder) -> Slots:

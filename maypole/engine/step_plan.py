@@ -66,7 +66,8 @@ class _Decode:
         # Query heads that share a kv head stand as its rows, so keys are never repeated.
         q = q.reshape(b, k.shape[1], heads // k.shape[1], d)
         mask = self._mask(spec.sliding_window, k.dtype)
-        if self.joined or spec.softcap is not None:
+        # Left to itself torch would take cuDNN's kernel on GPUs, which is compiled anew for every length.
+        if self.joined or spec.softcap is not None or q.device.type == "cuda":
             out, logsum = attend(q, k, v, spec, mask)
             out, logsum = out.reshape(b, heads, -1), logsum.reshape(b, heads)
         else:

@@ -6,17 +6,20 @@ once outside attention. Knows nothing about what the tokens are for.
 
 import itertools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from maypole.models.attention import AttentionSpec
 
 MATH_LIMIT = 256
 """Rows up to this length use the explicit softmax(qk)v, which beats the fused kernel on CPUs in bf16."""
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +89,18 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: At
 def fused_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, mask: torch.Tensor | None, *, is_causal: bool
 ) -> torch.Tensor:
-    """torch's own, for grouped heads too. q: (n, heads, Q, d), k and v: (n, kv_heads, K, d) -> (n, heads, Q, d)."""
+    """torch's own, for grouped heads too. q: (n, heads, Q, d), k and v: (n, kv_heads, K, d) -> (n, heads, Q, d).
+
+    On GPUs without cuDNN's kernel, which is compiled anew for every length.
+    """
     fold = q.shape[1] // k.shape[1]
     if fold > 1 and q.device.type == "cuda" and (mask is not None or q.dtype == torch.float32):
         # The one kernel there that knows groups takes neither; without it all scores would be held at once.
         k, v, fold = k.repeat_interleave(fold, 1), v.repeat_interleave(fold, 1), 1
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=fold > 1
-    )
+    with sdpa_kernel(_KERNELS) if q.device.type == "cuda" else nullcontext():
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=fold > 1
+        )
 
 
 def _explicit(
