@@ -66,6 +66,16 @@ def test_a_call_may_take_an_output_that_has_no_value_yet():
     with_client(test)
 
 
+def test_a_call_says_what_a_plain_completion_says():
+    async def test(client: Client) -> None:
+        made = output(await client.call({"value": "hello"}))
+        body = {"model": "tiny", "prompt": "xhello", "max_tokens": 4, "temperature": 0}
+        plain = (await client.ask("POST", "/v1/completions", json=body))["choices"][0]["text"]
+        assert (await client.ask("GET", f"/v1/variables/{made}"))["content"] == plain
+
+    with_client(test)
+
+
 def test_a_batch_may_take_from_its_own_calls():
     async def test(client: Client) -> None:
         hole = {"name": "a", "is_output": False}
