@@ -397,6 +397,22 @@ def test_hostile_names_prompts_and_answers_are_text_and_nothing_else(browser: Br
         assert links == [["image: picture", "https://evil.test/a.png"]] * 2
 
 
+def test_markdown_that_never_ends_or_nests_without_end_is_shown(browser: Browser):
+    said = [">" * 5000 + " deep - [x] [a](https://a.test)\n", "\n[open **bold `code", "\n\n| a |\n| - |\n| 1", " see [1] and [two](https://a.test) ![x](data:x)"]
+    with opened(browser, app_of(ScriptedEngine(saying(*said)))) as page:
+        send(page, "go")
+        expect(answer(page)).to_have_attribute("data-state", "done")
+        expect(answer(page).locator(".text")).to_contain_text("deep")
+        assert answer(page).locator("blockquote").count() < 30
+
+
+def test_brackets_are_brackets_unless_an_address_follows(browser: Browser):
+    with opened(browser, app_of(ScriptedEngine(saying("as [1", "] and [two](", "https://a.test) say, [three")))) as page:
+        send(page, "go")
+        expect(answer(page).locator(".text")).to_have_text("as [1] and two say, [three")
+        assert page.locator(".text a").evaluate_all("links => links.map((a) => a.textContent)") == ["two"]
+
+
 def test_the_browser_refuses_markup_from_text_on_this_page(browser: Browser):
     with running(app_of(ScriptedEngine(saying()))) as url:
         page = browser.new_page()

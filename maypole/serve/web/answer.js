@@ -77,7 +77,7 @@ export class Answer {
         record.prompt_tokens = usage.prompt_tokens;
       }
       record.seconds = (performance.now() - begin) / 1000;
-      this.show();
+      this.page.follow(() => this.show());
       this.page.changed();
     }
   }
@@ -97,7 +97,7 @@ export class Answer {
 
   end(state, error = "", finish = this.record.finish) {
     Object.assign(this.record, { state, error, finish });
-    this.show();
+    this.page.follow(() => this.show());
     this.page.changed();
     const how = finish === "stopped" ? "stopped" : "finished";
     announce(`${this.side} ${error ? `failed: ${error}` : `${how}, ${this.record.tokens} tokens`}`);

@@ -23,7 +23,7 @@ export class Markdown {
     this.parser = smd.parser({
       data: this.nodes,
       add_token: open,
-      end_token: (nodes) => close(nodes.pop(), this.parser.pending),
+      end_token: (nodes) => close(nodes, this.parser.pending),
       add_text: (nodes, text) => nodes.at(-1).append(visible(text)),
       set_attr: set,
     });
@@ -35,14 +35,19 @@ export class Markdown {
 
   end() {
     smd.parser_end(this.parser);
-    while (this.nodes.length > 1) close(this.nodes.pop());
+    while (this.nodes.length > 1) close(this.nodes);
   }
 }
 
+const DEEP = 24;
 const LINKS = { [smd.LINK]: "[", [smd.IMAGE]: "![" };
 
 function open(nodes, type) {
   let parent = nodes.at(-1);
+  if (nodes.length > DEEP) {
+    nodes.push(parent);
+    return;
+  }
   if (type === smd.TABLE_ROW) {
     const part = parent.tHead ? parent.tBodies[0] ?? parent.appendChild(el("tbody")) : parent.appendChild(el("thead"));
     nodes.push(part.appendChild(el("tr")));
@@ -60,13 +65,16 @@ function open(nodes, type) {
   nodes.push(parent.appendChild(made));
 }
 
-function close(node, pending) {
+function close(nodes, pending) {
+  const node = nodes.pop();
+  if (node === nodes.at(-1)) return; // too deep to be told apart
   if (node.className === "maybe" && pending === "]") node.after("]");
   if (node.className) node.replaceWith(...node.childNodes);
 }
 
 function set(nodes, type, value) {
   const node = nodes.at(-1);
+  if (node === nodes.at(-2)) return;
   if (type === smd.CHECKED) node.textContent = "☑";
   else if (type === smd.START) node.setAttribute("start", String(parseInt(value, 10) || 1));
   else if (type === smd.HREF || type === smd.SRC) {
