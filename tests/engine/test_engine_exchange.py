@@ -62,7 +62,7 @@ def test_the_longest_unused_makes_way_first_and_at_once():
     assert traffic.tick("c") == Moves(["a"], ["c"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     count=st.integers(2, 12), places=st.integers(1, 5), service=st.floats(TICK, 3.0),
     seed=st.randoms(use_true_random=False),
@@ -77,7 +77,7 @@ def test_with_adapters_of_one_size_nobody_waits_longer_than_the_turns_before_it(
     assert max(traffic.waits + left) <= turns * (CYCLE + service + 2 * TICK) + (service + TICK if turns else 0.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     costs=st.lists(st.integers(1, 6), min_size=2, max_size=9), service=st.floats(TICK, 3.0),
     most=st.integers(1, 4), seed=st.randoms(use_true_random=False),
@@ -85,7 +85,7 @@ def test_with_adapters_of_one_size_nobody_waits_longer_than_the_turns_before_it(
 def test_small_and_large_ones_all_have_their_turn(costs, service, most, seed):
     table = {f"a{i}": cost for i, cost in enumerate(costs)}
     traffic = Traffic(Exchange(6, most, CYCLE), table, service)
-    for _ in range(400):
+    for _ in range(200):
         traffic.tick(*(name for name in table if seed.random() < 0.7))
     assert max(traffic.waits) <= (len(table) + 1) * (CYCLE + service + 2 * TICK)
     left = [traffic.now - since for _, since in traffic.waiting]
