@@ -1,4 +1,4 @@
-"""The page at `/` in headless Chromium: what a reader sees, does and never meets."""
+"""The chat of the page at `/` in headless Chromium: what a reader sees and does."""
 
 import contextlib
 import io
@@ -18,12 +18,11 @@ from maypole import data
 from maypole.core.errors import UserError
 from maypole.data.rows import CHAT, PAIR
 from maypole.engine import Engine
-from maypole.serve.guard import Limits
 from tests.engine.engine_fixtures import lm_of
-from tests.serve.browser import launched, violations, watched
-from tests.serve.playground import HOSTILE, app_of, opened
-from tests.serve.scripted_engine import Script, ScriptedEngine
-from tests.serve.serve_fixtures import running, wait_for
+from tests.serve.browser import launched, violations
+from tests.serve.playground import answer, app_of, compare, opened, saying, send, two, vote
+from tests.serve.scripted_engine import ScriptedEngine
+from tests.serve.serve_fixtures import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -32,39 +31,11 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-def saying(*pieces: "str | threading.Event | Exception") -> Script:
-    return lambda prompt, adapter: pieces
-
-
-def two(script: Script) -> ScriptedEngine:
-    return ScriptedEngine(script, ("fr",))
-
-
 def endless() -> Engine:
     """An engine whose model never says that it is done."""
     lm = lm_of(max_position_embeddings=100_000)
     lm.transformer.generation_config.eos_token_id = []
     return Engine(lm)
-
-
-def send(page: Page, text: str) -> None:
-    page.get_by_label("Message").fill(text)
-    page.keyboard.press("Enter")
-
-
-def answer(page: Page, side: str = "A") -> Any:
-    return page.get_by_role("article", name=f"Answer {side}").last
-
-
-def compare(page: Page) -> None:
-    page.get_by_role("button", name="+ column").click()
-
-
-def vote(page: Page, which: str) -> None:
-    """Vote on the last turn."""
-    button = page.locator(".turn").last.get_by_role("button", name=which, exact=True)
-    button.click()
-    expect(button).to_have_attribute("aria-pressed", "true")
 
 
 def downloaded(page: Page, name: str, folder: Path) -> Path:
@@ -176,134 +147,6 @@ def test_a_blind_comparison_tells_the_names_after_the_vote(browser: Browser):
         expect(answer(page, oui).locator(".model")).to_have_text("fr")
 
 
-def test_a_model_without_a_template_completes_texts_and_says_why(browser: Browser):
-    engine = ScriptedEngine(saying(" upon a time"), template=False)
-    with opened(browser, app_of(engine)) as page:
-        expect(page.locator("#hint")).to_contain_text("no chat template")
-        expect(page.locator("#hint")).to_contain_text("No adapters are served")
-        page.get_by_label("Text to go on from").fill("Once")
-        page.keyboard.press("Enter")
-        expect(answer(page).locator(".text")).to_have_text("upon a time")
-    assert engine.tokenizer.decode(engine.asked[0].prompt, skip_special_tokens=True) == "Once"
-
-
-def test_the_chat_its_settings_and_its_rows_survive_a_reload_and_an_answer_cut_by_it_is_told_so(browser: Browser):
-    gate = threading.Event()
-    engine = two(lambda prompt, adapter: ["said ", *([gate] if "wait" in prompt else []), f"{adapter}"])
-    with opened(browser, app_of(engine)) as page:
-        compare(page)
-        page.locator("summary", has_text="Settings").click()
-        page.get_by_label("temperature").fill("0.25")
-        send(page, "first")
-        vote(page, "A better")
-        send(page, "wait")
-        expect(answer(page, "A").locator(".text")).to_have_text("said")
-        page.get_by_label("Message").fill("half a thought")
-        page.reload()
-        expect(page.locator(".turn")).to_have_count(2)
-        expect(answer(page, "B").locator(".note")).to_contain_text("Cut off: a reload")
-        expect(page.get_by_label("Message")).to_have_value("half a thought")
-        expect(page.locator("#set-temperature")).to_have_value("0.25")
-        expect(page.locator("#count")).to_contain_text("1 preference,")
-        gate.set()
-        answer(page, "B").get_by_role("button", name="retry").click()
-        expect(answer(page, "B").locator(".text")).to_have_text("said fr")
-
-
-def test_a_chat_that_is_too_long_says_that_a_reload_will_lose_it(browser: Browser):
-    engine = ScriptedEngine(saying("a" * 210_000))
-    with opened(browser, app_of(engine)) as page:
-        expect(page.locator("#long")).to_be_hidden()
-        send(page, "first")
-        expect(page.locator("#long")).to_be_visible()
-        page.reload()
-        expect(page.locator("#log .empty")).to_be_visible()
-
-
-def test_a_key_is_asked_for_once_and_kept_for_the_tab(browser: Browser):
-    engine = ScriptedEngine(saying("hello"))
-    with running(app_of(engine, keys=("right",))) as url, watched(browser, url) as page:
-        page.goto(url)
-        page.get_by_label("API key").fill("wrong")
-        page.keyboard.press("Enter")
-        expect(page.locator("#key-wrong")).to_be_visible()
-        assert violations(page) == []
-        page.get_by_label("API key").fill("right")
-        page.keyboard.press("Enter")
-        expect(page.locator("#base")).to_have_text("base")
-        page.reload()
-        send(page, "hi")
-        expect(answer(page).locator(".text")).to_have_text("hello")
-        answer(page).get_by_role("button", name="request").click()
-        expect(page.locator("#request-text")).to_contain_text('"Authorization: Bearer $MAYPOLE_KEY"')
-        expect(page.locator("#request-text")).not_to_contain_text("right")
-    with running(app_of(engine, keys=("right",))) as url, watched(browser, url) as page:
-        page.goto(url)
-        page.get_by_role("button", name="Cancel").click()
-        expect(page.locator("#banner")).to_contain_text("a valid API key is needed")
-        page.get_by_role("button", name="Try again").click()
-        expect(page.get_by_label("API key")).to_be_visible()
-
-
-def test_a_full_queue_is_waited_for_with_a_countdown(browser: Browser):
-    gate = threading.Event()
-    engine = two(lambda prompt, adapter: [gate, "came"])
-    engine.stats = lambda: {**Engine.stats(engine), "kv_budget": 1}  # nothing runs: all of them wait
-    with opened(browser, app_of(engine, limits=Limits(max_queue=1))) as page:
-        compare(page)
-        send(page, "both")
-        full = page.locator(".answer .note", has_text=re.compile(r"the queue is full .*; asking again in \d s"))
-        expect(full).to_have_count(1)
-        gate.set()
-        for side in "AB":
-            expect(answer(page, side).locator(".text")).to_have_text("came")
-
-
-def test_a_server_that_shuts_down_says_so_and_the_answer_under_way_is_told_to_be_cut(browser: Browser):
-    gate = threading.Event()
-    engine = ScriptedEngine(saying("some ", gate))
-    app = app_of(engine)
-    with opened(browser, app) as page:
-        send(page, "go")
-        expect(answer(page).locator(".text")).to_have_text("some")
-        app.state.ending.draining = True
-        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-        expect(page.locator("#state")).to_have_text("◐ shutting down")
-        expect(page.locator("#banner")).to_contain_text("nothing new is begun")
-        gate.set()
-        expect(answer(page)).to_have_attribute("data-state", "done")
-        send(page, "more")
-        expect(answer(page).locator(".note")).to_have_text("✗ No answer: the server is shutting down")
-
-
-def test_a_cut_connection_keeps_the_text_and_a_server_that_is_gone_is_looked_for(browser: Browser):
-    engine = ScriptedEngine(saying("whole"))
-    with opened(browser, app_of(engine)) as page:
-        body = 'data: {"choices": [{"delta": {"content": "a beginning"}, "finish_reason": null}]}\n\n'
-        page.route("**/completions", lambda r: r.fulfill(content_type="text/event-stream", body=body), times=1)
-        send(page, "go")
-        expect(answer(page).locator(".text")).to_have_text("a beginning")
-        expect(answer(page).locator(".note")).to_contain_text("Cut off: the connection ended before the answer did")
-        page.context.set_offline(True)
-        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-        expect(page.locator("#banner")).to_have_text(re.compile(r"does not answer. Asking again every \d+ s"))
-        expect(page.locator("#state")).to_have_text("✗ not answering")
-        send(page, "again")
-        expect(answer(page).locator(".note")).to_have_text("✗ No answer: the server does not answer")
-        page.context.set_offline(False)
-        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-        expect(page.locator("#banner")).to_be_hidden()
-        answer(page).get_by_role("button", name="retry").click()
-        expect(answer(page).locator(".text")).to_have_text("whole")
-
-
-def test_an_empty_answer_says_that_it_is_empty(browser: Browser):
-    with opened(browser, app_of(ScriptedEngine(saying()))) as page:
-        send(page, "nothing")
-        expect(answer(page)).to_contain_text("An empty answer")
-        expect(answer(page).locator(".numbers")).to_contain_text("0 tok")
-
-
 def test_the_request_shown_gives_the_same_answer_from_elsewhere(browser: Browser):
     engine = ScriptedEngine(lambda prompt, adapter: [f"<{prompt}>"])
     prompt = "it's \"quoted\", \\n and \u202e hidden \U000e0041"
@@ -372,53 +215,6 @@ def test_who_reads_the_end_follows_it_and_who_scrolled_up_is_left_there(browser:
         expect(answer(page).locator(".text p")).to_have_count(240)
         expect(answer(page)).to_have_attribute("data-state", "done")
         assert where()[1] < 2
-
-
-def test_hostile_names_prompts_and_answers_are_text_and_nothing_else(browser: Browser):
-    engine = ScriptedEngine(lambda prompt, adapter: [HOSTILE[i : i + 3] for i in range(0, len(HOSTILE), 3)], (HOSTILE,))
-    with opened(browser, app_of(engine, name="base" + HOSTILE)) as page:
-        scripts = page.locator("script").count()
-        compare(page)
-        send(page, HOSTILE)
-        for side in "AB":
-            expect(answer(page, side)).to_have_attribute("data-state", "done")
-        answer(page, "B").get_by_role("button", name="request").click()
-        page.get_by_role("button", name="Close").click()
-        for place in ("#base", "#sides", ".turn .prompt p", ".answer .model", ".answer .text"):
-            text = page.locator(place).first.inner_text()
-            assert "⟨U+202E⟩dcba⟨U+2069⟩ ⟨U+001B⟩[31m" in text
-            assert not set(text) & set("\u202e\u2069\x1b")
-        expect(answer(page).locator(".text")).to_contain_text("<script>window.hit=1</script>")
-        expect(answer(page).locator(".text")).to_contain_text("[red]x[/red]")
-        assert page.locator("script").count() == scripts
-        assert page.locator("main img").count() == 0
-        assert page.evaluate("window.hit") is None
-        links = page.locator(".text a").evaluate_all("links => links.map((a) => [a.textContent, a.href])")
-        assert links == [["image: picture", "https://evil.test/a.png"]] * 2
-
-
-def test_markdown_that_never_ends_or_nests_without_end_is_shown(browser: Browser):
-    said = [">" * 5000 + " deep - [x] [a](https://a.test)\n", "\n[open **bold `code", "\n\n| a |\n| - |\n| 1", " see [1] and [two](https://a.test) ![x](data:x)"]
-    with opened(browser, app_of(ScriptedEngine(saying(*said)))) as page:
-        send(page, "go")
-        expect(answer(page)).to_have_attribute("data-state", "done")
-        expect(answer(page).locator(".text")).to_contain_text("deep")
-        assert answer(page).locator("blockquote").count() < 30
-
-
-def test_brackets_are_brackets_unless_an_address_follows(browser: Browser):
-    with opened(browser, app_of(ScriptedEngine(saying("as [1", "] and [two](", "https://a.test) say, [three")))) as page:
-        send(page, "go")
-        expect(answer(page).locator(".text")).to_have_text("as [1] and two say, [three")
-        assert page.locator(".text a").evaluate_all("links => links.map((a) => a.textContent)") == ["two"]
-
-
-def test_the_browser_refuses_markup_from_text_on_this_page(browser: Browser):
-    with running(app_of(ScriptedEngine(saying()))) as url:
-        page = browser.new_page()
-        page.goto(url)
-        assert page.evaluate("try { document.body.innerHTML = '<b>'; 'done' } catch { 'refused' }") == "refused"
-        page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
