@@ -22,7 +22,8 @@ class System:
     """One method: `id` is also the name of its claim, its docs page and (with underscores) its module in `room`.
 
     `entry` is the dotted path of its public function, `command` its verb on the command line; both resolve where
-    `built` is true (tested), and are announced names where it is not. `need` is why somebody would come for it.
+    `built` is true (tested), and are announced names where it is not. `partly` says what there is of such a system: it
+    has a page, and claims of its own. `need` is why somebody would come for it.
     """
 
     id: str
@@ -33,6 +34,7 @@ class System:
     command: str
     need: str
     built: bool = False
+    partly: str = ""
 
     @property
     def source(self) -> str:
@@ -40,9 +42,11 @@ class System:
 
 
 def _system(
-    id: str, title: str, arxiv: str, room: str, function: str, command: str, need: str, built: bool = False
-) -> System:
-    return System(id, title, arxiv, room, f"maypole.{room}.{id.replace('-', '_')}:{function}", command, need, built)
+    id: str, title: str, arxiv: str, room: str, function: str, command: str, need: str, built: bool = False,
+    partly: str = "",
+) -> System:  # fmt: skip
+    entry = f"maypole.{room}.{id.replace('-', '_')}:{function}"
+    return System(id, title, arxiv, room, entry, command, need, built, partly)
 
 
 SYSTEMS: tuple[System, ...] = (
@@ -79,7 +83,8 @@ SYSTEMS: tuple[System, ...] = (
     _system(
         "lora-land", "LoRA Land and LoRAX", "2405.00732",
         "adapt", "matrix", "adapt matrix",
-        "which base and which tasks pay off: every base on every task, side by side",
+        "which base and which tasks pay off, side by side; and all their adapters served on one base",
+        partly="serving is there",
     ),
     _system(
         "sppo", "SPPO: self-play preference optimisation", "2405.00675",

@@ -40,6 +40,13 @@ def test_built_systems_have_entry_command_claim_and_page():
     assert {s.id: missing(s) for s in catalogue.SYSTEMS if s.built and missing(s)} == {}
 
 
+def test_a_system_that_is_partly_there_has_a_claim_and_a_page():
+    for s in catalogue.SYSTEMS:
+        if s.partly:
+            assert not s.built
+            assert {"claim", "docs page"}.isdisjoint(missing(s)), s.id
+
+
 def test_a_system_that_is_not_there_is_found_out():
     nowhere = catalogue.System("none", "None", "0000.00000", "curate", "maypole.curate.none:run", "curate none", "-")
     assert missing(nowhere) == ["entry maypole.curate.none:run", "command curate none", "claim", "docs page"]

@@ -14,19 +14,29 @@ CLAIMS = ROOT / "docs" / "results" / "claims"
 
 def claims() -> str:
     """Every stored claim: which hold, then each with all its effects."""
-    found = [s for s in catalogue.SYSTEMS if (CLAIMS / f"{s.id}.json").is_file()]
+    found = [(s, id) for s in catalogue.SYSTEMS for id in _ids(s.id)]
     if not found:
         return "No result is stored yet."
-    rows = [(f"[{s.title}](#{s.id})", *_summary(_stored(s.id))) for s in found]
+    rows = [(f"[{_title(s, id)}](#{id.replace('/', '')})", *_summary(_stored(id))) for s, id in found]
     parts = [table(("system", "verdict", "effects that hold", "seeds", "minutes"), rows), ""]
-    for s in found:
-        page = f" ([{s.title}](systems/{s.id}.md))" if s.built else ""
-        parts += [f"## {s.id}", "", f"`maypole claim {s.id}`{page}", "", claim(s.id), ""]
+    for s, id in found:
+        page = f" ([{s.title}](systems/{s.id}.md))" if s.built or s.partly else ""
+        parts += [f"## {id}", "", f"`maypole claim {id}`{page}", "", claim(id), ""]
     return "\n".join(parts).rstrip()
 
 
+def _ids(id: str) -> list[str]:
+    """The stored claims of a system: the whole, or parts of it."""
+    files = [CLAIMS / f"{id}.json", *sorted((CLAIMS / id).glob("*.json"))]
+    return [file.relative_to(CLAIMS).with_suffix("").as_posix() for file in files if file.is_file()]
+
+
+def _title(system: catalogue.System, id: str) -> str:
+    return f"{system.title}: {id.partition('/')[2]}" if "/" in id else system.title
+
+
 def claim(id: str) -> str:
-    """One claim's statement, verdict and effects."""
+    """The statement, verdict and effects of one claim, or of a part of one."""
     if not (CLAIMS / f"{id}.json").is_file():
         return f"No result is stored yet; `maypole claim {id}` measures it."
     found = _stored(id)

@@ -46,8 +46,9 @@ def navigation() -> str:
 
 def _system(system: catalogue.System, folder: str) -> tuple[str, ...]:
     """Title (a link once there is a page), paper, command, and whether it is only announced."""
-    title = f"[{system.title}]({folder}{system.id}.md)" if system.built else system.title
-    return title, f"[{system.arxiv}]({system.source})", f"`maypole {system.command}`", "" if system.built else "planned"
+    title = f"[{system.title}]({folder}{system.id}.md)" if system.built or system.partly else system.title
+    left = "" if system.built else f"planned; {system.partly}" if system.partly else "planned"
+    return title, f"[{system.arxiv}]({system.source})", f"`maypole {system.command}`", left
 
 
 def _commands(said: str, paths: list[tuple[str, ...]]) -> str:

@@ -1,0 +1,224 @@
+"""LoRA Land's serving half (LoRAX, arXiv 2405.00732): many specialists on one base at the price of one.
+
+Each of 25 households writes with a cipher of its own: every letter is moved by so many places. A base learns to copy
+words, an adapter a cipher. How much adapters cost, and how requests for many of them are answered beside other ways to
+serve them, is measured on a base of 11M parameters with random weights, for which numbers do not matter to speed.
+"""
+
+import asyncio
+import string
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from maypole.claims.adapter_costs import NARROW, Load, llama, loading, throughput
+from maypole.claims.effects import Effect, Part
+from maypole.core.seeds import derive
+from maypole.engine import NO_ADAPTER, AdapterConfig, Engine, EngineConfig, Request, Sampling
+from maypole.models.language_model import LanguageModel
+from maypole.models.loading import load as open_model
+from maypole.models.peft_options import PeftOptions
+from maypole.train.config import TrainConfig
+from maypole.train.fit import fit
+from maypole.train.supervised import Completions
+from maypole.village.word_tokenizer import word_tokenizer
+from maypole.village.world import World
+
+STATEMENT = (
+    "25 adapters of one small base each do their own task and no other, in one batch, at the speed of one adapter: "
+    "faster than PEFT's mixed batch, than one adapter at a time and than a process for each. Loading blocks nobody, "
+    "and where they do not all fit they are exchanged fairly. Controls: the base alone, another household's adapter, "
+    "all requests on one adapter, and adapters wider than the model."
+)
+ALPHABET = string.ascii_lowercase[:25]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Of the ciphers and their models (layers, width), and of the random base whose speed is measured."""
+
+    households: int = 25
+    letters: int = 6
+    model: tuple[int, int] = (3, 128)
+    base_steps: int = 400
+    adapter_steps: int = 100
+    batch: int = 32
+    words: int = 1_280  # to learn a cipher from
+    held_out: int = 40
+    active: int = 5
+    cycle: float = 0.05
+    zipf: float = 1.1
+    traffic: int = 400
+    clients: int = 16
+    load: Load = field(default_factory=Load)
+
+
+# What a cipher is
+
+
+@dataclass(frozen=True, slots=True)
+class Household:
+    """A name, and a cipher that moves every letter by `distance` places."""
+
+    name: str
+    distance: int
+
+    def written(self, word: Sequence[int]) -> str:
+        return _spelled([(letter + self.distance) % len(ALPHABET) for letter in word])
+
+
+def households(seed: int, count: int) -> list[Household]:
+    """The families of a village; the first writes plainly."""
+    world = World(seed, families=count, tail=0, strangers=0)
+    names = list(dict.fromkeys(person.last.lower() for person in world.people))
+    return [Household(name, distance) for distance, name in enumerate(names)]
+
+
+def words(seed: int, *names: str, count: int, letters: int) -> list[list[int]]:
+    return np.random.default_rng(derive(seed, *names)).integers(0, len(ALPHABET), (count, letters)).tolist()
+
+
+def _spelled(word: Sequence[int]) -> str:
+    return " ".join(ALPHABET[letter] for letter in word)
+
+
+def _asked(word: Sequence[int]) -> str:
+    return f"{_spelled(word)} ="
+
+
+# L1: who is asked answers
+
+
+def specialists(seed: int, workdir: Path, sizes: Sizes) -> tuple[list[Household], list[Effect]]:
+    """Train the base and its adapters, and ask each household for words of its own, all in one batch."""
+    everybody = households(seed, sizes.households)
+    base = workdir / "base"
+    tokenizer = word_tokenizer([f"{' '.join(ALPHABET)} ="])
+    lm = llama(tokenizer, sizes.model, len(tokenizer), derive(seed, "base"))
+    _taught(lm, everybody[0], seed, _config(sizes, sizes.base_steps, 3e-3, None), sizes, base)
+    for household in everybody:
+        config = _config(sizes, sizes.adapter_steps, 1e-2, NARROW)
+        _taught(open_model(base), household, seed, config, sizes, workdir / "households" / household.name)
+    engine = Engine.load(base, adapters={h.name: workdir / "households" / h.name for h in everybody})
+    asked = {h.name: words(seed, "asked", h.name, count=sizes.held_out, letters=sizes.letters) for h in everybody}
+    neighbour = dict(zip((h.name for h in everybody), (h.name for h in everybody[1:] + everybody[:1])))
+    routed = _right(engine, everybody, asked, {name: name for name in asked})
+    wrong = _right(engine, everybody, asked, neighbour)
+    alone = _right(engine, everybody, asked, dict.fromkeys(asked, NO_ADAPTER))
+    plain, *coded = (h.name for h in everybody)
+    one = sum(p.nbytes for p in lm.model.parameters())
+    beside = sum(_weights(workdir / "households" / h.name) for h in everybody)
+    metric = "words written right"
+    return everybody, [
+        Effect("each household by its adapter, the worst", metric, min(routed.values()), None, 0.97, "ours>="),
+        Effect("by another's adapter", metric, float(np.mean([*wrong.values()])), None, 0.05, "ours<=", control=True),
+        Effect("by the base", metric, max(alone[name] for name in coded), None, 0.05, "ours<=", control=True),
+        Effect("plain words by the base", metric, alone[plain], None, 0.97, "ours>=", control=True),
+        Effect("one base and its adapters", "bytes", one + beside, one * len(everybody), 0.1, "ratio<="),
+    ]
+
+
+def _taught(
+    lm: LanguageModel, household: Household, seed: int, config: TrainConfig, sizes: Sizes, out: Path
+) -> None:
+    lesson = words(seed, "lesson", household.name, count=sizes.words, letters=sizes.letters)
+    rows = [{"prompt": _asked(word), "completion": f" {household.written(word)}"} for word in lesson]
+    fit(lm, Dataset.from_list(rows), Completions(), config, out=out, seed=derive(seed, household.name))
+
+
+def _right(
+    engine: Engine, everybody: Sequence[Household], asked: dict[str, list[list[int]]], adapter: dict[str, str]
+) -> dict[str, float]:
+    """The share of each household's words that are written as it writes them, by the adapters given."""
+    order = [(h, word) for turn in zip(*asked.values()) for h, word in zip(everybody, turn)]
+    sampling = Sampling(max_tokens=len(order[0][1]) + 2, temperature=0.0)
+    outputs = engine.generate([Request(_asked(word), sampling, adapter=adapter[h.name]) for h, word in order])
+    right: dict[str, list[bool]] = {h.name: [] for h in everybody}
+    for (household, word), output in zip(order, outputs):
+        right[household.name].append(output.text.split() == household.written(word).split())
+    return {name: float(np.mean(found)) for name, found in right.items()}
+
+
+def _config(sizes: Sizes, steps: int, learning_rate: float, peft: PeftOptions | None) -> TrainConfig:
+    return TrainConfig(
+        learning_rate=learning_rate, max_steps=steps, examples_per_step=sizes.batch, peft=peft, precision="fp32",
+        save_steps=steps,
+    )  # fmt: skip
+
+
+def _weights(directory: Path) -> int:
+    return (directory / "adapter_model.safetensors").stat().st_size
+
+
+# L4: when not all fit
+
+
+def exchange(seed: int, workdir: Path, everybody: Sequence[Household], sizes: Sizes) -> list[Effect]:
+    """Clients that ask one household after another, some far more often than others, with room for five or for all."""
+    few = _traffic(seed, workdir, everybody, sizes.active, sizes)
+    every = _traffic(seed, workdir, everybody, len(everybody), sizes)
+    turns = -(-(len(everybody) - sizes.active) // sizes.active)
+    bound = sizes.cycle * turns + every.longest
+    rate = "tokens per CPU second"
+    return [
+        Effect("requests that are answered", "share, written right", few.right, None, 0.97, "ours>="),
+        Effect(f"room for {sizes.active} beside room for all", rate, few.rate, every.rate, 0.6, "ratio>="),
+        Effect("the longest wait beside every turn and an answer", "seconds", few.wait, bound, 1.0, "ratio<="),
+        Effect("adapters exchanged", "loads", few.loads, 2 * len(everybody), 0.0, "difference>=", control=True),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """The share of right answers, tokens per CPU second, the longest wait and answer in seconds, adapters loaded."""
+
+    right: float
+    rate: float
+    wait: float
+    longest: float
+    loads: float
+
+
+def _traffic(seed: int, workdir: Path, everybody: Sequence[Household], active: int, sizes: Sizes) -> Traffic:
+    adapters = AdapterConfig(roots=(workdir / "households",), max_active=active, cycle_time=sizes.cycle)
+    engine = Engine.load(workdir / "base", config=EngineConfig(adapters=adapters))
+    draw = np.random.default_rng(derive(seed, "traffic"))
+    odds = 1.0 / np.arange(1, len(everybody) + 1) ** sizes.zipf
+    asked = words(seed, "traffic", count=sizes.traffic, letters=sizes.letters)
+    whose = [everybody[i] for i in draw.choice(draw.permutation(len(everybody)), sizes.traffic, p=odds / odds.sum())]
+    sampling = Sampling(max_tokens=sizes.letters + 2, temperature=0.0)
+    waiting, right, outputs, took = list(zip(whose, asked)), [], [], []
+
+    async def client() -> None:
+        while waiting:
+            household, word = waiting.pop()
+            begun = time.perf_counter()
+            (output,) = await engine.agenerate([Request(_asked(word), sampling, adapter=household.name)])
+            took.append(time.perf_counter() - begun - output.queued)
+            right.append(output.text.split() == household.written(word).split())
+            outputs.append(output)
+
+    async def everyone() -> None:
+        await asyncio.gather(*(client() for _ in range(sizes.clients)))
+
+    begun = time.process_time()
+    asyncio.run(everyone())
+    seconds = time.process_time() - begun
+    tokens = sum(len(output.token_ids) for output in outputs)
+    wait = max(output.queued for output in outputs)
+    return Traffic(float(np.mean(right)), tokens / seconds, wait, max(took), engine.adapters.stats()["loads"])
+
+
+def serving(seed: int, workdir: Path, sizes: Sizes = Sizes()) -> list[Effect]:
+    """L1 to L4 of one seed."""
+    everybody, found = specialists(seed, workdir, sizes)
+    found += throughput(seed, workdir, sizes.load)
+    found += loading(seed, workdir, sizes.load)
+    return found + exchange(seed, workdir, everybody, sizes)
+
+
+PARTS: dict[str, Part | None] = {"serving": Part(serving, timed=True), "matrix": None}
