@@ -394,9 +394,16 @@ class AdapterStore(Collection[str]):
             elif isinstance(result, Checked):
                 entry.found, entry.stamp, entry.there = result.found, result.stamp, True
                 entry.error = self._lack_of_room(entry, result.found)
+                if entry.error is None:
+                    self._take_free_place(entry, result.found)
             elif entry in self._exchange.active:
                 self._arrived(entry, result, self._clock() - job.begun)
         self._engine.wake()
+
+    def _take_free_place(self, entry: Entry, found: Found) -> None:
+        """Where nobody has to leave and nobody waits, loading does not wait for the next step either."""
+        if self._exchange.offer(self._clock(), entry, found.cost, self._exchange.active).into:
+            self._start(entry, "loading")
 
     def _lack_of_room(self, entry: Entry, found: Found) -> UserError | None:
         pinned = [e for e in self._pinned() if e.target != entry.target]

@@ -91,7 +91,7 @@ class Exchange(Generic[Key]):
     def offer(self, now: float, key: Key, cost: int, busy: Collection[Key]) -> Moves[Key]:
         """Make `key` active where that takes nobody's place: not one that is `busy`, nor one that others wait for."""
         moves: Moves[Key] = Moves()
-        if key not in self._turns and not self.pending and self._make_room(cost, moves, busy):
+        if key not in self._turns and not self.pending.keys() - {key} and self._make_room(cost, moves, busy):
             self._enter(key, cost, now, moves)
         return moves
 
