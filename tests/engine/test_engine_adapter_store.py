@@ -6,8 +6,10 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -250,6 +252,20 @@ def test_a_prefix_is_known_again_when_its_adapter_was_away(many: Path):
     assert engine.generate([Request(prompt, GREEDY, adapter="a00")])[0].usage.cached_tokens == 39
 
 
+def test_what_adapters_keep_of_one_prompt_is_each_their_own_and_right(many: Path):
+    """Three times the same prompt, from the cache the second time: the numbers are those without one."""
+    engine = engine_of(many)
+    prompt = random_ids([40])[0]
+    requests = [Request(prompt, GREEDY, adapter=name) for name in ("a00", "a01", NO_ADAPTER)]
+    first = engine.generate(requests)
+    again = engine.generate(requests)
+    assert [o.usage.cached_tokens for o in (*first, *again)] == [0, 0, 0, 39, 39, 39]
+    assert [o.token_ids for o in again] == [o.token_ids for o in first]
+    for one, other in zip(first, again):
+        assert np.abs(np.subtract(one.logprobs, other.logprobs)).max() < 1e-5
+    assert len({tuple(o.token_ids) for o in first}) == 3
+
+
 def test_a_pinned_adapter_stays_and_pins_are_bounded(many: Path):
     cost = cost_of(many, "a00")
     engine = engine_of(many, max_bytes=2 * cost, cycle_time=0.0)
@@ -308,6 +324,19 @@ def test_adapters_come_from_the_hub_only_where_allowed(tmp_path: Path, monkeypat
     named = engine_of()
     named.adapters.add("mine", "owner/a")
     assert named.generate([Request([5], GREEDY, adapter="mine")])[0].finish_reason == "length"
+
+
+def test_a_repository_that_is_too_large_is_refused_before_any_of_it_comes(monkeypatch: pytest.MonkeyPatch):
+    asked: list[bool] = []
+
+    def snapshot_download(*args: Any, dry_run: bool = False, **options: Any) -> Any:
+        asked.append(dry_run)
+        return [SimpleNamespace(file_size=10**9), SimpleNamespace(file_size=None)]
+
+    monkeypatch.setattr("maypole.models.hub.snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match="its files have 1,000,000,000 bytes"):
+        engine_of(hub=True, max_bytes="10MB").generate([Request([5], adapter="owner/large")])
+    assert asked == [True]
 
 
 def test_what_leaves_an_accelerator_waits_in_the_hosts_memory(many: Path, monkeypatch: pytest.MonkeyPatch):
