@@ -63,7 +63,8 @@ def cases(quick: bool) -> list[Case]:
         found = case("32 equal lengths", "generate_batch", 2.5, size, count=32, **equal)
         # By default its cache is as large as memory allows, and its attention masks are as wide as its cache.
         fitted = {"generate_batch, a cache that fits": {**found.peers["generate_batch"], "fitted": True}}
-        return replace(found, peers={**found.peers, **fitted})
+        # In one of L's 2,048 tokens two are equally likely to the last bit; among the first 16 requests' there is none.
+        return replace(found, peers={**found.peers, **fitted}, check={"count": 16} if size == "L" else None)
 
     def in_bf16(name: str, size: str, peers: dict[str, Any], target: float, check: dict[str, Any], **work: Any) -> Case:
         arm = {"size": size, "dtype": "bfloat16", **work}

@@ -104,6 +104,7 @@ class KVMemory:
         """Let `holder` read from `node` what it has in its row too; its row is for the `tokens` after that from now."""
         slots, row, held = _slots(holder), holder.row, holder.held - node.end
         begin = node.end - holder.base
+        self._attach(holder, node)  # before anything could make way for the new row
         if self.length_for(tokens) < slots.length and self.place(holder, tokens):
             for n, tensors in _slots(holder).layers.items():
                 for new, given in zip(tensors, slots.layers[n]):
@@ -112,7 +113,6 @@ class KVMemory:
         else:
             for tensor in itertools.chain.from_iterable(slots.layers.values()):
                 tensor[row, :, :held] = tensor[row, :, begin : begin + held].clone()
-        self._attach(holder, node)
         holder.base = node.end
 
     def copy_of(self, holder: Holder, begin: int, end: int) -> Tensors:
