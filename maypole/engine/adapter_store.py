@@ -17,13 +17,13 @@ from typing import Literal
 from maypole.core.errors import UserError
 from maypole.engine.adapter_entry import AdapterStatus, Entry, Job
 from maypole.engine.adapter_files import Base, Limits
+from maypole.engine.adapter_places import Places
 from maypole.engine.adapter_reading import Checked, Failed, Read, Reader
 from maypole.engine.adapter_sources import Found, Source, Sources
 from maypole.engine.adapters import Adapter
-from maypole.engine.exchange import Exchange
 from maypole.engine.merging import Members
 from maypole.engine.request import Merged, Target, named_in
-from maypole.engine.settings import AdapterConfig, parse_bytes
+from maypole.engine.settings import AdapterConfig
 
 STRANGE = 256
 """Names that are remembered though nothing was found behind them: somebody may be about to be told."""
@@ -57,21 +57,18 @@ class AdapterStore(Collection[str]):
     def __init__(self, config: AdapterConfig, engine: Engaged, *, clock: Callable[[], float] = time.monotonic) -> None:
         limits = Limits.of(config)
         self._sources = Sources(tuple(Path(root) for root in config.roots), limits, hub=config.hub)
-        self._config, self._engine, self._clock = config, engine, clock
-        self._budget = parse_bytes("max_bytes", config.max_bytes)
-        self._host_budget = parse_bytes("host_bytes", config.host_bytes)
+        self._engine, self._clock = engine, clock
+        self._places = Places(config, engine.forget, clock)
         self._lock = threading.RLock()
         self._reader = Reader()
         self._entries: dict[Target, Entry] = {}
         self._replaced: set[Entry] = set()
         self._removed: set[str] = set()
         self._versions: dict[Target, tuple[Hashable, int]] = {}
-        self._exchange: Exchange[Entry] = self._new_exchange()
         self._base_version = 0
         self.updates = 0
         self.draining = False
         """Whether something is to be dropped once nobody uses it."""
-        self._loads, self._load_seconds, self._evictions = 0, 0.0, 0
 
     # What users call
 
@@ -119,10 +116,8 @@ class AdapterStore(Collection[str]):
         """Adapters on the device and their bytes; loads, the seconds they took, and evictions, so far."""
         with self._lock:
             ready = [e.adapter for e in (*self._entries.values(), *self._replaced) if e.adapter is not None]
-            return {
-                "active": len(ready), "bytes": sum(adapter.bytes for adapter in ready), "loads": self._loads,
-                "load_seconds": self._load_seconds, "evictions": self._evictions,
-            }  # fmt: skip
+            on_device = {"active": len(ready), "bytes": sum(adapter.bytes for adapter in ready)}
+            return {**on_device, **self._places.stats()}
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
@@ -144,7 +139,8 @@ class AdapterStore(Collection[str]):
         """`base` is what adapters add to from now on. `given` came with it; what came from files is read anew."""
         with self._lock:
             self._reader.base = base
-            self._exchange, self._replaced = self._new_exchange(), set()
+            self._places.clear()
+            self._replaced = set()
             self._entries = {t: e if e.source is None else e.again() for t, e in self._entries.items()}
             for name, adapter in given.items():
                 self._entries[name] = Entry(name, None, there=True, adapter=adapter, key=adapter.key)
@@ -186,7 +182,7 @@ class AdapterStore(Collection[str]):
         with self._engine.lock, self._lock:
             if self._entries.get(target) is entry and entry.adapter is None and entry.job is None:
                 entry.found, entry.stamp, entry.there = checked.found, checked.stamp, True
-                self._keep(entry, read, self._clock() - begun)
+                self._keep(entry, read, checked.found, begun)
             self.reap()
         return read.adapter
 
@@ -199,13 +195,8 @@ class AdapterStore(Collection[str]):
             for entry in self._wanted():
                 self._begin(entry)
                 if pinned and entry.found is not None:  # they may have come since it was checked
-                    entry.error = self._lack_of_room(entry, entry.found)
-            wanted = self._wanted()
-            costs = {entry: entry.found.cost for entry in wanted if entry.found is not None}
-            moves = self._exchange.update(self._clock(), wanted, self._used(), costs, pinned)
-            for entry in moves.out:
-                self._evict(entry)
-            for entry in moves.into:
+                    entry.error = self._places.lack_of_room(entry, entry.found, pinned)
+            for entry in self._places.shared_out(self._wanted(), set(self._engine.in_use()), pinned):
                 self._start(entry, "loading")
 
     def admit(self, target: Target | None) -> tuple[Adapter | None, int] | None:
@@ -216,7 +207,7 @@ class AdapterStore(Collection[str]):
             entry = self._entries.get(target)
             if entry is None or entry.adapter is None:
                 return None
-            if entry.source is not None and not self._exchange.admits(entry):
+            if entry.source is not None and not self._places.exchange.admits(entry):
                 return None
             return entry.adapter, max(self._base_version, entry.version)
 
@@ -225,7 +216,7 @@ class AdapterStore(Collection[str]):
         with self._lock:
             entry = self._entries.get(target)
             if entry is not None:
-                self._exchange.served(entry, self._clock())
+                self._places.exchange.served(entry, self._clock())
 
     def version(self, target: Target | None) -> int:
         """Of the weights that `target` has now."""
@@ -245,7 +236,7 @@ class AdapterStore(Collection[str]):
             for target in targets:
                 entry = self._entries.get(target)
                 if entry is not None and entry.error is not None:
-                    self._drop(entry)
+                    self._places.drop(entry)
                     self._entries[target] = entry.again()
             strange = [t for t, e in self._entries.items() if not e.there and e.job is None]
             for target in set(strange[:-STRANGE]) - set(self._engine.wanted()):
@@ -258,18 +249,15 @@ class AdapterStore(Collection[str]):
             wanted = {*asked, *(name for target in asked for name in named_in(target))}
             for entry in [e for e in self._replaced if e.adapter not in in_use]:
                 self._replaced.discard(entry)
-                self._drop(entry)
+                self._places.drop(entry)
             self._forget_merges()
             gone = [e for e in self._entries.values() if e.leaving and e.target not in wanted]
             for entry in [e for e in gone if e.adapter not in in_use]:
                 del self._entries[entry.target]
-                self._drop(entry)
+                self._places.drop(entry)
             self.draining = bool(self._replaced) or any(e.leaving for e in self._entries.values())
 
     # How it works; the lock is held but in _add, _asked, _source_of, _member, _unknown and _done
-
-    def _new_exchange(self) -> "Exchange[Entry]":
-        return Exchange(self._budget, self._config.max_active, self._config.cycle_time)
 
     def _forget_merges(self) -> None:
         merges = [entry for target, entry in self._entries.items() if isinstance(target, Merged)]
@@ -287,14 +275,14 @@ class AdapterStore(Collection[str]):
         entry.found, entry.stamp = checked.found, checked.stamp
         read = self._reader.read(entry, checked.found)
         with self._engine.lock, self._lock:
-            if (error := self._lack_of_room(entry, checked.found)) is not None:
+            if (error := self._places.lack_of_room(entry, checked.found, self._pinned())) is not None:
                 raise error
             known = self._versions.get(entry.target)
             if known is None or known[0] != read.adapter.key:
                 known = self._versions[entry.target] = read.adapter.key, self._count()
             entry.version = known[1]
             self._replace(entry)
-            self._keep(entry, read, self._clock() - begun)
+            self._keep(entry, read, checked.found, begun)
             self.reap()
         self._engine.wake()
 
@@ -354,11 +342,6 @@ class AdapterStore(Collection[str]):
         asked = [self._entries[target] for target in self._engine.wanted() if target in self._entries]
         return [entry for entry in asked if entry.source is not None and entry.error is None]
 
-    def _used(self) -> Collection[Entry]:
-        """The active ones that requests run on."""
-        used = set(self._engine.in_use())
-        return [entry for entry in self._exchange.active if entry.adapter in used]
-
     def _pinned(self) -> Collection[Entry]:
         return [entry for entry in self._entries.values() if entry.pinned]
 
@@ -393,70 +376,24 @@ class AdapterStore(Collection[str]):
                 entry.error, entry.stamp = result.error, result.stamp
             elif isinstance(result, Checked):
                 entry.found, entry.stamp, entry.there = result.found, result.stamp, True
-                entry.error = self._lack_of_room(entry, result.found)
-                if entry.error is None:
-                    self._take_free_place(entry, result.found)
-            elif entry in self._exchange.active:
-                self._arrived(entry, result, self._clock() - job.begun)
+                entry.error = self._places.lack_of_room(entry, result.found, self._pinned())
+                if entry.error is None and self._places.offered(entry, result.found):  # no need to wait for a step
+                    self._start(entry, "loading")
+            elif entry in self._places.exchange.active:
+                self._arrived(entry, result, job.begun)
         self._engine.wake()
 
-    def _take_free_place(self, entry: Entry, found: Found) -> None:
-        """Where nobody has to leave and nobody waits, loading does not wait for the next step either."""
-        if self._exchange.offer(self._clock(), entry, found.cost, self._exchange.active).into:
-            self._start(entry, "loading")
-
-    def _lack_of_room(self, entry: Entry, found: Found) -> UserError | None:
-        pinned = [e for e in self._pinned() if e.target != entry.target]
-        room = self._budget - sum(e.found.cost for e in pinned if e.found is not None)
-        if found.cost > room:
-            what = f"the adapter needs {found.cost:,} bytes"
-            return UserError(what, entry.where, f"at most {room:,} beside those that are pinned (max_bytes)")
-        if len(pinned) >= self._config.max_active:
-            what = f"all {len(pinned)} places are taken by adapters that are pinned"
-            return UserError(what, entry.where, "a higher max_active")
-        return None
-
-    def _keep(self, entry: Entry, read: Read, seconds: float) -> None:
+    def _keep(self, entry: Entry, read: Read, found: Found, begun: float) -> None:
         """Let an adapter that was read take part where that takes nobody's place."""
-        assert entry.found is not None
-        busy = {*self._used(), *self._pinned(), *self._wanted()}
-        moves = self._exchange.offer(self._clock(), entry, entry.found.cost, busy)
-        for other in moves.out:
-            self._evict(other)
-        if moves.into:
-            self._arrived(entry, read, seconds)
+        busy = {*self._places.used(set(self._engine.in_use())), *self._pinned(), *self._wanted()}
+        if self._places.offered(entry, found, busy):
+            self._arrived(entry, read, begun)
 
-    def _arrived(self, entry: Entry, read: Read, seconds: float) -> None:
+    def _arrived(self, entry: Entry, read: Read, begun: float) -> None:
         adapter = read.adapter
         known = self._versions.get(entry.target)
         if known is None or known[0] != adapter.key:
             first = max(map(self.version, named_in(entry.target)))
             known = self._versions[entry.target] = adapter.key, first if known is None else self._count()
-        entry.adapter, entry.key, entry.version = adapter, adapter.key, known[1]
-        self._loads, self._load_seconds = self._loads + 1, self._load_seconds + seconds
-        if read.host is not adapter:
-            entry.host = read.host
-            self._trim_host()
-
-    def _trim_host(self) -> None:
-        """Forget what the host holds beyond its bytes, the longest unused first."""
-        room = self._host_budget
-        held = [entry for entry in self._entries.values() if entry.host is not None]
-        for entry in sorted(held, key=lambda entry: -(entry.last_used or 0.0)):
-            room -= entry.host.bytes if entry.host is not None else 0
-            if room < 0:
-                entry.host = None
-
-    def _evict(self, entry: Entry) -> None:
-        """From the device; the host may have it still."""
-        self._evictions += 1
-        adapter, entry.adapter, entry.job = entry.adapter, None, None
-        if adapter is not None:
-            self._engine.forget(adapter)
-
-    def _drop(self, entry: Entry) -> None:
-        """From everywhere."""
-        self._exchange.leave(entry)
-        adapter, entry.adapter, entry.host, entry.job = entry.adapter, None, None, None
-        if adapter is not None:
-            self._engine.forget(adapter)
+        entry.key, entry.version = adapter.key, known[1]
+        self._places.arrived(entry, read, self._clock() - begun)

@@ -38,7 +38,7 @@ def cost_of(folder: Path, name: str) -> int:
     """What an adapter needs while it takes part in batches."""
     engine = engine_of(folder)
     engine.generate([Request([5], GREEDY, adapter=name)])
-    return engine.adapters._exchange.cost
+    return engine.adapters._places.exchange.cost
 
 
 def submitted(engine: Engine, requests: Sequence[Request]) -> list[Running]:

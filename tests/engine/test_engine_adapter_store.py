@@ -81,7 +81,7 @@ def test_eviction_and_reload_between_steps_change_no_answer(many: Path, wanted: 
     cost = cost_of(many, "a00")
     engine = engine_of(many, max_bytes=3 * cost, cycle_time=0.0, max_seqs=6)
     sequences = submitted(engine, requests_of(NAMES * 2))
-    lanes, exchange = engine._runner.lanes, engine.adapters._exchange
+    lanes, exchange = engine._runner.lanes, engine.adapters._places.exchange
 
     def going_on() -> bool:
         loaded = [a for n in NAMES if (a := engine.adapters.loaded(n)) is not None]
@@ -135,7 +135,7 @@ def test_a_rewritten_adapter_is_noticed_by_the_next_request_and_no_answer_mixes_
     assert [o.token_ids for o in outputs] == [old, new]
     assert [o.version for o in outputs] == [0, 1]
     assert engine.adapters.stats()["active"] == 1
-    engine.adapters._exchange.leave(engine.adapters._entries["a"])  # evicted and loaded again it is the same version
+    engine.adapters._places.exchange.leave(engine.adapters._entries["a"])  # loaded again it is the same version
     assert engine.generate(requests_of(["a"]))[0].version == 1
 
 
