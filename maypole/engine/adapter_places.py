@@ -48,7 +48,7 @@ class Places:
         return moves.into
 
     def offered(self, entry: Entry, found: Found, busy: Collection[Entry] | None = None) -> bool:
-        """Whether there was a place for `entry`: a free one, or that of somebody who is not `busy`; by default all are."""
+        """Whether there was a place for `entry`: a free one, or of one who is not `busy`, as all are by default."""
         taken = self.exchange.active if busy is None else busy
         moves = self.exchange.offer(self._clock(), entry, found.cost, taken)
         for other in moves.out:
