@@ -288,10 +288,7 @@ class Engine:
 
     def _take(self, lm: LanguageModel, replaced: dict[str, torch.Tensor] | None = None, *, owns: bool = False) -> None:
         """Make `lm` the base; its adapters replace those of the same name."""
-        device = next(lm.model.parameters()).device
-        cuda = device.type == "cuda"
-        free = torch.cuda.mem_get_info(device)[0] if cuda else None
-        self._bounds = self.config.resolved(cuda=cuda, free_bytes=free)
+        self._bounds = self.config.resolved(next(lm.model.parameters()).device)
         runner = Runner(lm.model, replaced, fast_path=self.config.fast_path)
         adapters = updating.adapters_of(lm, runner)
         runner.repack(self._bounds.repack_bytes, lm.model if owns else None)

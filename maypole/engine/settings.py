@@ -4,9 +4,12 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from maypole.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -80,14 +83,17 @@ class EngineConfig:
         if self.kv_dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError("kv_dtype", self.kv_dtype, ("auto", "float32", "bfloat16", "float16"))
 
-    def resolved(self, *, cuda: bool, free_bytes: int | None = None) -> "Bounds":
-        """The numbers behind every "auto"; `free_bytes` is the accelerator's free memory, None for the host's."""
+    def resolved(self, device: "torch.device") -> "Bounds":
+        """The numbers behind every "auto" on `device`, of whose free memory keys and values get a part."""
+        import torch
+
+        cuda = device.type == "cuda"
         sequences = (256 if cuda else 64) if self.max_seqs == "auto" else self.max_seqs
         tokens = (8192 if cuda else 2048) if self.max_batch_tokens == "auto" else self.max_batch_tokens
         if self.kv_bytes != "auto":
             room = parse_bytes("kv_bytes", self.kv_bytes)
-        elif cuda and free_bytes is not None:
-            room = free_bytes // 2
+        elif cuda:
+            room = torch.cuda.mem_get_info(device)[0] // 2
         else:
             room = min(2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 4)
         return Bounds(sequences, tokens, room, parse_bytes("repack_bytes", self.repack_bytes))
