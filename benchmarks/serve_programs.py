@@ -96,7 +96,7 @@ def programs(work: str) -> tuple[Program, Program]:
     if work == "map-reduce":
         return map_reduce(parts, 32), []
     if work == "shared prompts":
-        systems = [words(500, 0, "system", n) for n in range(2)]
+        systems = [words(240, 0, "system", n) for n in range(2)]
         return shared_prompts(systems, [words(8, 0, n) for n in range(32)], 32), []
     if work == "short prompts":
         return shared_prompts([words(4, 0, "system")], [words(60, 0, n) for n in range(32)], 32), []
