@@ -34,8 +34,8 @@ class Backend(Protocol):
     loop: asyncio.AbstractEventLoop
     closed: bool
 
-    async def submit(self, calls: Sequence[Call]) -> list[list[str]]:
-        """The ids of each call's outputs, in the order of its template."""
+    async def submit(self, calls: Sequence[Call], wanted: Sequence[tuple[int, str]] = ()) -> list[list[str]]:
+        """The ids of each call's outputs, in the order of its template; of `wanted` (call, name) a `get` follows."""
         ...
 
     async def variable(self, name: str) -> str: ...
@@ -131,7 +131,7 @@ class Local:
 
         self._session = asyncio.run_coroutine_threadsafe(opened(), self.loop).result()
 
-    async def submit(self, calls: Sequence[Call]) -> list[list[str]]:
+    async def submit(self, calls: Sequence[Call], wanted: Sequence[tuple[int, str]] = ()) -> list[list[str]]:
         made = self._service.submit(self._session, calls)
         return [[task.output.id for task in tasks] for tasks in made]
 
@@ -179,12 +179,40 @@ class Remote:
             self._thread.end()
             raise
         self._id = opened["session_id"]
+        self._arriving: dict[str, asyncio.Future[dict[str, Any] | None]] = {}
+        self._reading: set[asyncio.Task[None]] = set()
         self._http.headers["X-Session-Auth"] = opened["session_auth"]
 
-    async def submit(self, calls: Sequence[Call]) -> list[list[str]]:
-        body = {"session_id": self._id, "calls": [document(call) for call in calls]}
-        answer = await self._ask("POST", "/semantic_calls/batch", json=body)
-        return [[p["var_id"] for p in call["parameters"] if p["is_output"]] for call in answer["calls"]]
+    async def submit(self, calls: Sequence[Call], wanted: Sequence[tuple[int, str]] = ()) -> list[list[str]]:
+        body: dict[str, Any] = {"session_id": self._id, "calls": [document(call) for call in calls]}
+        if not wanted:
+            return _outputs(await self._ask("POST", "/semantic_calls/batch", json=body))
+        body["get"] = [{"call": at, "name": name} for at, name in wanted]
+        events = self._events("POST", "/semantic_calls/batch", json=body)  # its values come along, without a trip more
+        submitted = await anext(events)
+        named = [{p["name"]: p["var_id"] for p in call["parameters"]} for call in submitted["calls"]]
+        found = [named[at][name] for at, name in wanted]
+        arriving: dict[str, asyncio.Future[dict[str, Any] | None]] = {id: self.loop.create_future() for id in found}
+        self._arriving |= arriving
+        self._reading.add(reading := self.loop.create_task(self._read(events, arriving)))
+        reading.add_done_callback(self._reading.discard)
+        return _outputs(submitted)
+
+    async def _read(
+        self, events: AsyncGenerator[dict[str, Any], None],
+        arriving: dict[str, "asyncio.Future[dict[str, Any] | None]"],
+    ) -> None:  # fmt: skip
+        """Hand values over as they come; of what does not come is asked again."""
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    arriving[event["id"]].set_result(event)
+        except (RemoteError, httpx.HTTPError):
+            pass
+        finally:
+            for future in arriving.values():
+                if not future.done():
+                    future.set_result(None)
 
     async def variable(self, name: str) -> str:
         return (await self._ask("POST", "/variables", json={"session_id": self._id, "name": name}))["var_id"]
@@ -193,21 +221,23 @@ class Remote:
         await self._ask("PUT", f"/variables/{id}", json={"value": text})
 
     async def get(self, id: str, criteria: Criteria, timeout: float | None) -> str:
+        if (arriving := self._arriving.get(id)) is not None:
+            try:
+                event = await asyncio.wait_for(asyncio.shield(arriving), timeout)
+            except TimeoutError:
+                event = None
+                timeout = 0.001  # the server says what is missing
+            if event is not None and "error" not in event:
+                return event["content"]
+            self._arriving.pop(id, None)
         return (await self._ask("GET", f"/variables/{id}", params=_wish(criteria, timeout)))["content"]
 
     async def stream(self, id: str, criteria: Criteria, timeout: float | None) -> AsyncGenerator[str, None]:
         wish = {**_wish(criteria, timeout), "stream": "true"}
-        async with self._http.stream("GET", f"/variables/{id}", params=wish) as answer:
-            if answer.status_code >= 400:
-                await answer.aread()
-                raise _refusal(answer.text, answer.status_code)
-            async for line in answer.aiter_lines():
-                text = line.removeprefix("data: ")
-                if not line or text == "[DONE]":
-                    continue
-                event = json.loads(text)
+        async with aclosing(self._events("GET", f"/variables/{id}", params=wish)) as events:
+            async for event in events:
                 if "error" in event:
-                    raise _refusal(text, 500)
+                    raise _refusal(json.dumps(event), 500)
                 if event["text"]:
                     yield event["text"]
 
@@ -215,6 +245,8 @@ class Remote:
         return await self._ask("GET", f"/sessions/{self._id}/graph")
 
     async def close(self) -> None:
+        for reading in self._reading:
+            reading.cancel()
         try:
             with suppress(Unknown):  # it ended by itself
                 await self._ask("DELETE", f"/sessions/{self._id}")
@@ -224,6 +256,17 @@ class Remote:
     def end(self) -> None:
         self._thread.end()
 
+    async def _events(self, method: str, path: str, **options: Any) -> AsyncGenerator[dict[str, Any], None]:
+        """What a streamed answer says."""
+        async with self._http.stream(method, path, **options) as answer:
+            if answer.status_code >= 400:
+                await answer.aread()
+                raise _refusal(answer.text, answer.status_code)
+            async for line in answer.aiter_lines():
+                text = line.removeprefix("data: ")
+                if line and text != "[DONE]":
+                    yield json.loads(text)
+
     async def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             answer = await self._http.request(method, path, **options)
@@ -232,6 +275,11 @@ class Remote:
         if answer.status_code >= 400:
             raise _refusal(answer.text, answer.status_code)
         return answer.json()
+
+
+def _outputs(answer: dict[str, Any]) -> list[list[str]]:
+    """The ids of each submitted call's outputs."""
+    return [[p["var_id"] for p in call["parameters"] if p["is_output"]] for call in answer["calls"]]
 
 
 def _wish(criteria: Criteria, timeout: float | None) -> dict[str, str]:

@@ -114,10 +114,14 @@ class CallBody(CallFields):
 
 
 class BatchBody(Fields):
-    """POST /v1/semantic_calls/batch: calls may take outputs of each other by `of`."""
+    """POST /v1/semantic_calls/batch: calls may take outputs of each other by `of`.
+
+    With `get` the answer is a stream of events: first what was submitted, then each of these values once it is there.
+    """
 
     session_id: Id
     calls: list[CallFields] = Field(min_length=1, max_length=4096)
+    get: list[CallOutput] = Field(default_factory=list, max_length=4096)
 
 
 class VariableBody(Fields):

@@ -28,6 +28,7 @@ class Variable:
         self.id: str | None = None
         self.criteria: Criteria | None = None
         self.refused: UserError | None = None
+        self.awaited = False
 
     def __repr__(self) -> str:
         return f"<variable {self.name}>"
@@ -61,6 +62,7 @@ class Variable:
             yield piece
 
     async def _get(self, criteria: Criteria | None, timeout: float | None) -> Any:
+        self.awaited = True
         id, patience = await self._sent(criteria), self.session.patience(timeout)
         text = await self.session.backend.get(id, criteria or "throughput", patience)
         try:
@@ -225,7 +227,7 @@ class Session:
 
     async def _gather(self, variables: Sequence[Variable], criteria: Criteria | None) -> list[Any]:
         for variable in variables:  # all are wanted before the first is waited for
-            variable.criteria = criteria or variable.criteria
+            variable.criteria, variable.awaited = criteria or variable.criteria, True
         return list(await asyncio.gather(*(variable._get(criteria, None) for variable in variables)))
 
     async def _explain(self) -> dict[str, Any]:
@@ -242,7 +244,8 @@ class Session:
             if not pending:
                 return
             try:
-                found = await self.backend.submit(self._calls(pending))
+                wanted = [(at, o.name) for at, asked in enumerate(pending) for o in asked.outputs if o.awaited]
+                found = await self.backend.submit(self._calls(pending), wanted)
             except UserError as error:
                 for output in (output for asked in pending for output in asked.outputs):
                     output.refused = error

@@ -88,7 +88,15 @@ def add_program_routes(app: FastAPI, service: Service, body_of: BodyOf, wait: Wa
     @app.post("/v1/semantic_calls/batch", openapi_extra=takes(BatchBody))
     async def semantic_calls(request: Request) -> Any:
         body = await body_of(BatchBody, request)
-        return {"calls": submit(opened(body.session_id, request), [call.call for call in body.calls])}
+        session, calls = opened(body.session_id, request), [call.call for call in body.calls]
+        if any(one.call >= len(calls) or one.name not in calls[one.call].outputs for one in body.get):
+            raise ApiError(400, "an output of a call of this submission", "get")
+        made = submit(session, calls)
+        if not body.get:
+            return {"calls": made}
+        ids = [_output_of(made[one.call], one.name) for one in body.get]
+        values = _values(service, session, [session.known(id) for id in ids], limits.timeout)
+        return Events(event({"calls": made}), values, ExitStack(), limits.timeout)
 
     @app.post("/v1/variables", openapi_extra=takes(VariableBody))
     async def variable(request: Request) -> Any:
@@ -157,6 +165,34 @@ async def _told(
         yield event(ApiError(502, str(error)).document)
         return
     yield event({"text": "", **_valued(variable)}) + DONE
+
+
+async def _values(
+    service: Service, session: Session, variables: list[Variable], timeout: float
+) -> AsyncGenerator[bytes, None]:
+    """Each variable as an event, once it has a value or never will."""
+
+    async def one(variable: Variable) -> dict[str, Any]:
+        wanted = variable.producer.wanted.criteria if variable.producer else None
+        try:
+            await service.get(session, variable, wanted or "throughput", timeout)
+        except UserError as error:
+            return {"id": variable.id, **refusal(error).document}
+        return _valued(variable)
+
+    waiting = [asyncio.ensure_future(one(variable)) for variable in variables]
+    try:
+        for found in asyncio.as_completed(waiting):
+            yield event(await found)
+    finally:
+        for work in waiting:
+            work.cancel()
+    yield DONE
+
+
+def _output_of(made: Mapping[str, Any], name: str) -> str:
+    """The id of an output of a submitted call."""
+    return next(p["var_id"] for p in made["parameters"] if p["is_output"] and p["name"] == name)
 
 
 async def _watched(session: Session) -> AsyncGenerator[bytes, None]:

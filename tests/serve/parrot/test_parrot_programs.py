@@ -99,6 +99,22 @@ def test_a_program_means_the_same_here_and_on_a_server():
     assert through == here
 
 
+def test_a_program_on_a_server_is_one_exchange_however_many_calls_it_has():
+    with running(app_of(Engine(lm_of(**LONG)))) as url, Session(url=url) as session:
+        asked: list[str] = []
+
+        async def note(request: Any) -> None:
+            asked.append(f"{request.method} {request.url.path.removeprefix('/v1')}")
+
+        session.backend._http.event_hooks["request"].append(note)  # type: ignore[attr-defined]
+        last = shout(shout(shout("text")))
+        assert last.get("latency")
+        assert asked == ["POST /semantic_calls/batch"]
+        broken = shout("x" * 5000)
+        with pytest.raises(VariableFailed, match="context of 4,096"):
+            shout(broken).get()
+
+
 def test_draws_depend_on_the_seed_of_the_session_and_the_place_of_the_call():
     @function
     def free(text: Input, said: Output(max_tokens=12)):
@@ -134,7 +150,8 @@ def test_a_long_beginning_is_computed_once():
     def ask(question: Input, answer: Output(**GREEDY)): ...
 
     with Session([engine]) as session:
-        session.gather([ask(f"question {n}") for n in range(6)], "latency")
+        ask("first").get()
+        session.gather([ask(f"question {n}") for n in range(5)], "latency")
         graph = session.explain()
     assert graph["totals"]["reused_tokens"] >= 5 * 300
     assert {node["engine"] for node in graph["nodes"]} == {"engine 0"}

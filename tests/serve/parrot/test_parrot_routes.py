@@ -99,6 +99,27 @@ def test_a_batch_may_take_from_its_own_calls():
     with_client(test)
 
 
+def test_a_batch_may_be_answered_with_its_values_as_they_come():
+    async def test(client: Client) -> None:
+        call = {"template": "x{{out}}", "parameters": [OUT]}
+        bad = {"template": "y{{out}}", "parameters": [{**OUT, "transforms": ["json_field:/a"]}]}
+        body = {"session_id": client.id, "calls": [call, bad]}
+        got = [{"call": 0, "name": "out"}, {"call": 1, "name": "out"}]
+        path = "/v1/semantic_calls/batch"
+        answer = await client.http.post(path, json={**body, "get": got}, headers=client.headers)
+        submitted, *values = events(answer.text)
+        ids = [output(made) for made in submitted["calls"]]
+        found = {value["id"]: value for value in values}
+        assert found[ids[0]]["usage"]["completion_tokens"] == 4
+        assert found[ids[1]]["error"]["code"] == "variable_failed"
+        for wrong in ({"call": 2, "name": "out"}, {"call": 0, "name": "in"}):
+            refused = await client.ask("POST", path, 400, json={**body, "get": [wrong]})
+            assert refused["error"]["param"] == "get"
+        assert len((await client.ask("GET", f"/v1/sessions/{client.id}/graph"))["nodes"]) == 2
+
+    with_client(test)
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"template": "x {{1a}} {{out}}"}, "template"),
     ({"template": "x {{b}} {{out}}"}, "b"),
