@@ -71,15 +71,15 @@ def documents(plan: PackedPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
     """Tokens of several documents, each to those before it and itself. q: (T, heads, d), k and v: (T, kv_heads, d)."""
     heads, fold = q.shape[1], q.shape[1] // k.shape[1]
     outs, logsums = [], []
-    for group in plan.groups:
-        n, length = group.shape
-        own = [x.index_select(0, group.slots.reshape(-1)).view(n, length, -1, x.shape[2]) for x in (q, k, v)]
-        rows = [own[0], *(x.repeat_interleave(fold, 2) if fold > 1 else x for x in own[1:])]
+    for own_q, *own in plan.rows_of(q, k, v):
+        n, length = own_q.shape[:2]
+        rows = [own_q, *(x.repeat_interleave(fold, 2) if fold > 1 else x for x in own)]
         window = None if spec.sliding_window is None or spec.sliding_window >= length else spec.sliding_window
         out, logsum = _causal(*(x.transpose(1, 2) for x in rows), spec, window)
         outs.append(out.transpose(1, 2).reshape(n * length, heads, -1))
         logsums.append(logsum.transpose(1, 2).reshape(n * length, heads))
-    return torch.cat(outs).index_select(0, plan.inverse), torch.cat(logsums).index_select(0, plan.inverse)
+    out, logsum = torch.cat(outs), torch.cat(logsums)
+    return (out, logsum) if plan.identity else (out.index_select(0, plan.inverse), logsum.index_select(0, plan.inverse))
 
 
 def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, window: int | None) -> Partial:

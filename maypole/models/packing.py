@@ -5,7 +5,7 @@ once outside attention. Knows nothing about what the tokens are for.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -38,7 +38,8 @@ class PackedPlan:
     """The plan of training and scoring: every row is causal and sees nothing of the others.
 
     `positions` (tokens,) are the position ids of the packed tokens; `inverse` (tokens,) says where in the
-    concatenated group outputs each token's own output lies (its first row, if it is shared by several).
+    concatenated group outputs each token's own output lies (its first row, if it is shared by several); `identity`:
+    there where it lies among the tokens, so that the groups are stretches of them.
     """
 
     groups: tuple[Group, ...]
@@ -54,17 +55,24 @@ class PackedPlan:
         groups = tuple(Group(g.slots.to(device)) for g in self.groups)
         return PackedPlan(groups, self.inverse.to(device), self.positions.to(device), self.identity)
 
+    def rows_of(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Tensors (tokens, …) as (rows, length, …), group by group: gathered, or where `identity` as they stand."""
+        begin = 0
+        for group in self.groups:
+            end = begin + group.slots.numel()
+            if self.identity:
+                yield tuple(x[begin:end].unflatten(0, group.shape) for x in tensors)
+            else:
+                flat = group.slots.reshape(-1)
+                yield tuple(x.index_select(0, flat).unflatten(0, group.shape) for x in tensors)
+            begin = end
+
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
         """query: (tokens, heads, d); key, value: (tokens, kv_heads, d) -> (tokens, heads, d)."""
         # Under autocast rotary embedding leaves q and k in fp32 beside a bf16 v.
         query, key = query.to(value.dtype), key.to(value.dtype)
         heads, d = query.shape[1], value.shape[2]
-        outs: list[torch.Tensor] = []
-        for group in self.groups:
-            n, length = group.shape
-            flat = group.slots.reshape(-1)
-            q, k, v = (x.index_select(0, flat).view(n, length, *x.shape[1:]) for x in (query, key, value))
-            outs.append(causal_attention(q, k, v, spec).reshape(n * length, heads, d))
+        outs = [causal_attention(q, k, v, spec).reshape(-1, heads, d) for q, k, v in self.rows_of(query, key, value)]
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
         return out if self.identity else out.index_select(0, self.inverse)
 
