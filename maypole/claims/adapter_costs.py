@@ -1,4 +1,4 @@
-"""What adapters cost: the same requests on none, one or many of them, by other ways to serve them, and while they load.
+"""What adapters cost: on none, one or many of them, by other ways to serve them, while they load, and when few fit.
 
 A base with random weights, for which numbers do not matter to speed. Knows no claim's world.
 """
@@ -44,6 +44,11 @@ class Load:
     rounds: int = 3
     hot: int = 8
     every: int = 6  # steps between two visitors
+    active: int = 5  # adapters that fit where not all do
+    cycle: float = 0.25  # seconds of a turn
+    clients: int = 16
+    traffic: int = 160
+    zipf: float = 1.1
 
 
 def llama(tokenizer: PreTrainedTokenizerBase, size: tuple[int, int], vocabulary: int, seed: int) -> LanguageModel:
@@ -99,9 +104,13 @@ class Bench:
         """Whose each request is."""
         return [f"a{i % adapters}" if adapters else NO_ADAPTER for i in range(self.load.requests)]
 
-    def together(self, engine: Engine, adapters: int) -> Answered:
-        """All in one batch."""
-        return self._answered(lambda ids, names: _tokens(engine.generate(self._requests(ids, names))), adapters, 1)
+    def together(self, engine: Engine, adapters: int, prompt: int | None = None) -> Answered:
+        """All in one batch, from all of each prompt or its first tokens."""
+
+        def all_of_them(ids: list[list[int]], names: list[str]) -> list[list[int]]:
+            return _tokens(engine.generate(self._requests([one[:prompt] for one in ids], names)))
+
+        return self._answered(all_of_them, adapters, 1)
 
     def mixed(self, lm: LanguageModel, adapters: int) -> Answered:
         """PEFT's batch of several adapters."""
@@ -166,6 +175,8 @@ def throughput(seed: int, workdir: Path, load: Load) -> list[Effect]:
     engine, wider, merged = Engine(lm, config), Engine(wide, config), Engine(bench.plain, config)
     ways: dict[str, Callable[[], Answered]] = {
         **{f"{n}": lambda n=n: bench.together(engine, n) for n in sorted({0, 1, 4, 8, 16, some, most}) if n <= most},
+        "decoding 1": lambda: bench.together(engine, 1, prompt=1),
+        f"decoding {most}": lambda: bench.together(engine, most, prompt=1),
         "wide 1": lambda: bench.together(wider, 1),
         f"wide {most}": lambda: bench.together(wider, most),
         "mixed": lambda: bench.mixed(lm, some),
@@ -173,9 +184,10 @@ def throughput(seed: int, workdir: Path, load: Load) -> list[Effect]:
         "apart": lambda: bench.apart(merged, some),
     }
     best: dict[str, Answered] = {}
+    quick = [name for name in ways if name.split()[-1].isdigit() and "wide" not in name]
     for _ in range(load.rounds):
-        for name, way in ways.items():
-            found = way()
+        for name in (*ways, *quick, *quick):
+            found = ways[name]()
             if name not in best or found.seconds < best[name].seconds:
                 best[name] = found
     picture({name: answered.rate for name, answered in best.items()}, workdir / "figures")
@@ -190,7 +202,7 @@ def compared(best: Mapping[str, Answered], load: Load) -> list[Effect]:
     rate, every = "tokens per CPU second", f"{most} adapters"
     waits = float(np.mean(best[f"{some}"].waited)), float(np.mean(best["in turn"].waited))
     return [
-        Effect(f"{every} beside one", rate, rates[f"{most}"], rates["1"], 0.9, "ratio>="),
+        Effect(f"{every} beside one, decoding", rate, rates[f"decoding {most}"], rates["decoding 1"], 0.9, "ratio>="),
         Effect(f"{some} beside PEFT's mixed batch", rate, rates[f"{some}"], rates["mixed"], 1.8, "ratio>="),
         Effect(f"{some} beside PEFT, one at a time", rate, rates[f"{some}"], rates["in turn"], 5.0, "ratio>="),
         Effect(f"{some} beside a process for each", rate, rates[f"{some}"], rates["apart"], 3.0, "ratio>="),
@@ -269,6 +281,67 @@ async def _visited(engine: Engine, bench: Bench, hot: Sequence[str], visitors: S
             visits.append(asyncio.create_task(visit(visitors[len(visits)])))
     await asyncio.gather(*visits)
     return Visited(np.diff(steps[load.every :]).tolist(), waits)
+
+
+def exchange(seed: int, workdir: Path, load: Load) -> list[Effect]:
+    """Clients that ask one adapter after another, some far more often than others, with room for a few or for all.
+
+    Base and adapters are those that `loading` has saved.
+    """
+    bench = Bench(seed, load)
+    few, every = (_traffic(bench, workdir, active) for active in (load.active, load.adapters))
+    turns = -(-(load.adapters - load.active) // load.active)
+    bound = load.cycle * turns + every.longest
+    rate, name = "tokens per CPU second", f"room for {load.active} beside room for all"
+    same = float(np.mean([few.said[i] == every.said[i] for i in range(load.traffic)]))
+    return [
+        Effect(name, "share of equal answers", same, None, 1.0, "ours>="),
+        Effect(name, rate, few.rate, every.rate, 0.6, "ratio>="),
+        Effect("the longest wait beside every turn and an answer", "seconds", few.wait, bound, 1.0, "ratio<="),
+        Effect("adapters exchanged", "loads", few.loads, every.loads, 1.0, "difference>=", control=True),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What every request was answered, tokens per CPU second, longest wait and answer in seconds, adapters loaded."""
+
+    said: Mapping[int, list[int]]
+    rate: float
+    wait: float
+    longest: float
+    loads: float
+
+
+def _traffic(bench: Bench, workdir: Path, active: int) -> Traffic:
+    load = bench.load
+    draw = np.random.default_rng(derive(bench.seed, "traffic"))
+    odds = 1.0 / np.arange(1, load.adapters + 1) ** load.zipf
+    whose = draw.choice(draw.permutation(load.adapters), load.traffic, p=odds / odds.sum())
+    prompts = draw.integers(8, load.vocabulary, (load.traffic, load.prompt)).tolist()
+    adapters = AdapterConfig(roots=(workdir / "random-adapters",), max_active=active, cycle_time=load.cycle)
+    engine = Engine.load(workdir / "random", config=EngineConfig(adapters=adapters))
+    sampling = Sampling(max_tokens=load.new, temperature=0.0, ignore_eos=True)
+    waiting = list(range(load.traffic))
+    outputs: dict[int, Output] = {}
+    took: list[float] = []
+
+    async def client() -> None:
+        while waiting:
+            i, begun = waiting.pop(0), time.perf_counter()
+            (outputs[i],) = await engine.agenerate([Request(prompts[i], sampling, adapter=f"a{whose[i]}")])
+            took.append(time.perf_counter() - begun - outputs[i].queued)
+
+    async def everyone() -> None:
+        await asyncio.gather(*(client() for _ in range(load.clients)))
+
+    begun = time.process_time()
+    asyncio.run(everyone())
+    seconds = time.process_time() - begun
+    said = {i: output.token_ids for i, output in outputs.items()}
+    wait = max(output.queued for output in outputs.values())
+    rate = sum(map(len, said.values())) / seconds
+    return Traffic(said, rate, wait, max(took), engine.adapters.stats()["loads"])
 
 
 def picture(rates: Mapping[str, float], folder: Path) -> None:

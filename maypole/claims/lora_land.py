@@ -5,9 +5,7 @@ words, an adapter a cipher. How much adapters cost, and how requests for many of
 serve them, is measured on a base of 11M parameters with random weights, for which numbers do not matter to speed.
 """
 
-import asyncio
 import string
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from maypole.claims.adapter_costs import NARROW, Load, llama, loading, throughput
+from maypole.claims.adapter_costs import NARROW, Load, exchange, llama, loading, throughput
 from maypole.claims.effects import Effect, Part
 from maypole.core.seeds import derive
-from maypole.engine import NO_ADAPTER, AdapterConfig, Engine, EngineConfig, Request, Sampling
+from maypole.engine import NO_ADAPTER, Engine, Request, Sampling
 from maypole.models.language_model import LanguageModel
 from maypole.models.loading import load as open_model
 from maypole.models.peft_options import PeftOptions
@@ -39,7 +37,7 @@ ALPHABET = string.ascii_lowercase[:25]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Of the ciphers and their models (layers, width), and of the random base whose speed is measured."""
+    """Of the ciphers and their models (layers, width); `load` is that of the base whose speed is measured."""
 
     households: int = 25
     letters: int = 6
@@ -49,15 +47,7 @@ class Sizes:
     batch: int = 32
     words: int = 1_280  # to learn a cipher from
     held_out: int = 40
-    active: int = 5
-    cycle: float = 0.05
-    zipf: float = 1.1
-    traffic: int = 400
-    clients: int = 16
     load: Load = field(default_factory=Load)
-
-
-# What a cipher is
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +80,7 @@ def _asked(word: Sequence[int]) -> str:
     return f"{_spelled(word)} ="
 
 
-# L1: who is asked answers
-
-
-def specialists(seed: int, workdir: Path, sizes: Sizes) -> tuple[list[Household], list[Effect]]:
+def specialists(seed: int, workdir: Path, sizes: Sizes) -> list[Effect]:
     """Train the base and its adapters, and ask each household for words of its own, all in one batch."""
     everybody = households(seed, sizes.households)
     base = workdir / "base"
@@ -113,7 +100,7 @@ def specialists(seed: int, workdir: Path, sizes: Sizes) -> tuple[list[Household]
     one = sum(p.nbytes for p in lm.model.parameters())
     beside = sum(_weights(workdir / "households" / h.name) for h in everybody)
     metric = "words written right"
-    return everybody, [
+    return [
         Effect("each household by its adapter, the worst", metric, min(routed.values()), None, 0.97, "ours>="),
         Effect("by another's adapter", metric, float(np.mean([*wrong.values()])), None, 0.05, "ours<=", control=True),
         Effect("by the base", metric, max(alone[name] for name in coded), None, 0.05, "ours<=", control=True),
@@ -154,71 +141,12 @@ def _weights(directory: Path) -> int:
     return (directory / "adapter_model.safetensors").stat().st_size
 
 
-# L4: when not all fit
-
-
-def exchange(seed: int, workdir: Path, everybody: Sequence[Household], sizes: Sizes) -> list[Effect]:
-    """Clients that ask one household after another, some far more often than others, with room for five or for all."""
-    few = _traffic(seed, workdir, everybody, sizes.active, sizes)
-    every = _traffic(seed, workdir, everybody, len(everybody), sizes)
-    turns = -(-(len(everybody) - sizes.active) // sizes.active)
-    bound = sizes.cycle * turns + every.longest
-    rate = "tokens per CPU second"
-    return [
-        Effect("requests that are answered", "share, written right", few.right, None, 0.97, "ours>="),
-        Effect(f"room for {sizes.active} beside room for all", rate, few.rate, every.rate, 0.6, "ratio>="),
-        Effect("the longest wait beside every turn and an answer", "seconds", few.wait, bound, 1.0, "ratio<="),
-        Effect("adapters exchanged", "loads", few.loads, 2 * len(everybody), 0.0, "difference>=", control=True),
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """The share of right answers, tokens per CPU second, the longest wait and answer in seconds, adapters loaded."""
-
-    right: float
-    rate: float
-    wait: float
-    longest: float
-    loads: float
-
-
-def _traffic(seed: int, workdir: Path, everybody: Sequence[Household], active: int, sizes: Sizes) -> Traffic:
-    adapters = AdapterConfig(roots=(workdir / "households",), max_active=active, cycle_time=sizes.cycle)
-    engine = Engine.load(workdir / "base", config=EngineConfig(adapters=adapters))
-    draw = np.random.default_rng(derive(seed, "traffic"))
-    odds = 1.0 / np.arange(1, len(everybody) + 1) ** sizes.zipf
-    asked = words(seed, "traffic", count=sizes.traffic, letters=sizes.letters)
-    whose = [everybody[i] for i in draw.choice(draw.permutation(len(everybody)), sizes.traffic, p=odds / odds.sum())]
-    sampling = Sampling(max_tokens=sizes.letters + 2, temperature=0.0)
-    waiting, right, outputs, took = list(zip(whose, asked)), [], [], []
-
-    async def client() -> None:
-        while waiting:
-            household, word = waiting.pop()
-            begun = time.perf_counter()
-            (output,) = await engine.agenerate([Request(_asked(word), sampling, adapter=household.name)])
-            took.append(time.perf_counter() - begun - output.queued)
-            right.append(output.text.split() == household.written(word).split())
-            outputs.append(output)
-
-    async def everyone() -> None:
-        await asyncio.gather(*(client() for _ in range(sizes.clients)))
-
-    begun = time.process_time()
-    asyncio.run(everyone())
-    seconds = time.process_time() - begun
-    tokens = sum(len(output.token_ids) for output in outputs)
-    wait = max(output.queued for output in outputs)
-    return Traffic(float(np.mean(right)), tokens / seconds, wait, max(took), engine.adapters.stats()["loads"])
-
-
 def serving(seed: int, workdir: Path, sizes: Sizes = Sizes()) -> list[Effect]:
     """L1 to L4 of one seed."""
-    everybody, found = specialists(seed, workdir, sizes)
+    found = specialists(seed, workdir, sizes)
     found += throughput(seed, workdir, sizes.load)
     found += loading(seed, workdir, sizes.load)
-    return found + exchange(seed, workdir, everybody, sizes)
+    return found + exchange(seed, workdir, sizes.load)
 
 
 PARTS: dict[str, Part | None] = {"serving": Part(serving, timed=True), "matrix": None}
