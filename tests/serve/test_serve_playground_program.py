@@ -149,6 +149,7 @@ def test_over_twelve_alike_are_one_box_that_counts_them(browser: Browser):
         elsewhere.submit(1, "write")
         expect(page.locator(".box[data-name=read]")).to_have_count(1)
         expect(page.locator(".box[data-name=read]")).to_contain_text("read ×1313 running")
+        assert violations(page) == []
         expect(page.locator(".box[data-name=write]")).to_have_count(1)
         assert next((b["top"], b["left"]) for b in boxes(page) if b["name"] == "read") == first
         assert len(rows(page)) == 14
@@ -206,6 +207,7 @@ def test_a_failed_call_is_told_with_its_cause_and_what_hostile_names_say_is_text
             assert not set(text) & set("\u202e\u2069\x1b")
         assert page.evaluate("window.hit") is None
         assert rows(page)[0][2].startswith("✗ failed: <script>")
+        assert violations(page) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -26,6 +26,7 @@ def test_a_model_without_a_template_completes_texts_and_says_why(browser: Browse
     with opened(browser, app_of(engine)) as page:
         expect(page.locator("#hint")).to_contain_text("no chat template")
         expect(page.locator("#hint")).to_contain_text("No adapters are served")
+        assert violations(page) == []
         page.get_by_label("Text to go on from").fill("Once")
         page.keyboard.press("Enter")
         expect(answer(page).locator(".text")).to_have_text("upon a time")
@@ -99,6 +100,7 @@ def test_a_full_queue_is_waited_for_with_a_countdown(browser: Browser):
         send(page, "both")
         full = page.locator(".answer .note", has_text=re.compile(r"the queue is full .*; asking again in \d s"))
         expect(full).to_have_count(1)
+        assert violations(page) == []
         gate.set()
         for side in "AB":
             expect(answer(page, side).locator(".text")).to_have_text("came")
@@ -115,6 +117,7 @@ def test_a_server_that_shuts_down_says_so_and_the_answer_under_way_is_told_to_be
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         expect(page.locator("#state")).to_have_text("◐ shutting down")
         expect(page.locator("#banner")).to_contain_text("nothing new is begun")
+        assert violations(page) == []
         gate.set()
         expect(answer(page)).to_have_attribute("data-state", "done")
         send(page, "more")
@@ -133,6 +136,7 @@ def test_a_cut_connection_keeps_the_text_and_a_server_that_is_gone_is_looked_for
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         expect(page.locator("#banner")).to_have_text(re.compile(r"does not answer. Asking again every \d+ s"))
         expect(page.locator("#state")).to_have_text("✗ not answering")
+        assert violations(page) == []
         send(page, "again")
         expect(answer(page).locator(".note")).to_have_text("✗ No answer: the server does not answer")
         page.context.set_offline(False)
@@ -146,4 +150,5 @@ def test_an_empty_answer_says_that_it_is_empty(browser: Browser):
     with opened(browser, app_of(ScriptedEngine(saying()))) as page:
         send(page, "nothing")
         expect(answer(page)).to_contain_text("An empty answer")
+        assert violations(page) == []
         expect(answer(page).locator(".numbers")).to_contain_text("0 tok")

@@ -20,9 +20,8 @@ export class Answer {
     const attributes = { class: "answer", "aria-label": `Answer ${side}` };
     this.root = el("article", attributes, this.name, this.text, this.note, this.facts);
     this.markdown = new Markdown(this.text);
-    if (record.text) this.markdown.write(record.text);
-    if (this.over) this.markdown.end();
-    this.show();
+    this.written = 0;
+    this.paint();
   }
 
   get over() {
@@ -43,7 +42,6 @@ export class Answer {
         if (this.stopping.signal.aborted) this.end("done", "", "stopped");
         else this.end("failed", error.message);
       }
-      this.markdown.end();
       return;
     }
   }
@@ -63,13 +61,11 @@ export class Answer {
       if (error) throw new Refused(0, error);
       const [choice] = choices;
       if (choice) {
-        const text = choice.text ?? choice.delta.content ?? "";
         record.tokens += choice.token_ids?.length ?? 0;
         if (record.tokens && record.ttft === null) record.ttft = (performance.now() - begin) / 1000;
         record.finish = choice.finish_reason ?? record.finish;
         record.state = "running";
-        record.text += text;
-        this.page.follow(() => this.markdown.write(text));
+        record.text += choice.text ?? choice.delta.content ?? "";
       }
       if (usage) {
         record.tokens = usage.completion_tokens;
@@ -77,9 +73,21 @@ export class Answer {
         record.prompt_tokens = usage.prompt_tokens;
       }
       record.seconds = (performance.now() - begin) / 1000;
-      this.page.follow(() => this.show());
+      this.frame ??= requestAnimationFrame(() => this.paint()); // more often nobody could see it
       this.page.changed();
     }
+  }
+
+  /** Show what has come. */
+  paint() {
+    cancelAnimationFrame(this.frame);
+    this.frame = null;
+    this.page.follow(() => {
+      this.markdown.write(this.record.text.slice(this.written));
+      this.written = this.record.text.length;
+      if (this.over) this.markdown.end();
+      this.show();
+    });
   }
 
   /** Count `seconds` down; false where the reader stops it. */
@@ -97,7 +105,7 @@ export class Answer {
 
   end(state, error = "", finish = this.record.finish) {
     Object.assign(this.record, { state, error, finish });
-    this.page.follow(() => this.show());
+    this.paint();
     this.page.changed();
     const how = finish === "stopped" ? "stopped" : "finished";
     announce(`${this.side} ${error ? `failed: ${error}` : `${how}, ${this.record.tokens} tokens`}`);
@@ -106,7 +114,6 @@ export class Answer {
   /** Show the model's name, or not. */
   reveal(shown) {
     fill(this.name, this.side, " ", el("span", { class: "model" }, shown ? this.record.model : "hidden"));
-    this.shown = shown;
   }
 
   show() {

@@ -78,11 +78,14 @@ export class Program {
     try {
       const session = await begun(signal);
       const ours = session === this.session;
-      const changed = async (picture) => {
+      let frame = null;
+      const paint = async (picture) => {
+        frame = null;
         if (signal.aborted) return;
         this.show(picture);
         if (ours && picture.over) await this.ended(name, picture, signal);
       };
+      const changed = (picture) => (frame ??= requestAnimationFrame(() => paint(picture)));
       const lost = (seconds) => this.say(`The connection is lost. Asking again in ${seconds} s.`, true);
       await watch(...sessions.feed(session), signal, changed, lost);
       if (!ours) this.say("The session has ended.");
