@@ -63,6 +63,11 @@ def _error(message: Any) -> bool:
 
 
 def violations(page: Page) -> list[str]:
-    """What axe finds wrong, as rule and place."""
-    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": RULES}}).response["violations"]
-    return [f"{rule['id']}: {node['target']} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
+    """What axe finds wrong in either theme, as rule and place."""
+    said = []
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        found = Axe().run(page, options={"runOnly": {"type": "tag", "values": RULES}}).response["violations"]
+        said += [f"{rule['id']} in {scheme}: {node['target']} {node['failureSummary']}"
+                 for rule in found for node in rule["nodes"]]  # fmt: skip
+    return said

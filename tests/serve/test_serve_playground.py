@@ -217,8 +217,7 @@ def test_who_reads_the_end_follows_it_and_who_scrolled_up_is_left_there(browser:
         assert where()[1] < 2
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_state_of_the_chat_is_accessible_fits_narrow_screens_and_needs_no_mouse(browser: Browser, scheme: Any):
+def test_every_state_of_the_chat_is_accessible_fits_narrow_screens_and_needs_no_mouse(browser: Browser):
     gate = threading.Event()
 
     def script(prompt: str, adapter: str | None) -> Sequence[Any]:
@@ -226,7 +225,7 @@ def test_every_state_of_the_chat_is_accessible_fits_narrow_screens_and_needs_no_
         rich = f"# Head\n\n- a\n- [x] b\n\n{table}\n{code}> [quote](https://a.test) `x`\n"
         return [rich, gate, "end"] if adapter is None else [rich, UserError("broke", "it", "whole")]
 
-    with opened(browser, app_of(two(script)), color_scheme=scheme) as page:
+    with opened(browser, app_of(two(script))) as page:
 
         def looked_at() -> None:
             assert violations(page) == []

@@ -210,10 +210,9 @@ def test_a_failed_call_is_told_with_its_cause_and_what_hostile_names_say_is_text
         assert violations(page) == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_program_is_accessible_in_every_state_and_a_table_alone_on_narrow_screens(browser: Browser, scheme: Any):
+def test_the_program_is_accessible_in_every_state_and_a_table_alone_on_narrow_screens(browser: Browser):
     engine = Gated()
-    with opened(browser, app_of(engine), "#program", color_scheme=scheme) as page:
+    with opened(browser, app_of(engine), "#program") as page:
 
         def looked_at() -> None:
             assert violations(page) == []
