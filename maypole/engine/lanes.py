@@ -2,8 +2,8 @@
 
 LoRA adapters whose tokens are few are computed together in the masked-dense form (LoRAX, arXiv 2405.00732):
 y += ((x A^T) * M) B with the factors of all of them stacked, A: (R, d_in), B: (R, d_out), and M: (tokens, R) that
-leaves each token its own block. That is exact, for any mix of ranks, in two products a layer. An adapter with a long
-stretch of tokens is cheaper by itself. Knows nothing about requests, names and files.
+leaves each token its own block. That is exact, for any mix of ranks, in two products a layer. On CPUs many adapters of
+equal rank are multiplied group by group instead, and one with a long stretch of tokens by itself. Knows nothing about requests, names and files.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +20,8 @@ Segment = tuple[Adapter, torch.Tensor | None]
 
 SEGMENT_COST = {"cpu": 2**20, "cuda": 2**31}
 """Multiply-adds that take as long as what a segment of its own costs besides them: gathering, launching, adding."""
+GROUPED = 2**21
+"""Multiply-adds on a CPU that take as long as bringing tokens into groups and back."""
 KEPT = 2
 """How many times the rank that a step needs the stacked factors may have before they are stacked anew."""
 
@@ -35,6 +37,11 @@ class Stacked:
     up: torch.Tensor
     bias: torch.Tensor | None
     blocks: tuple[tuple[int, int], ...]
+
+    def even(self, members: int) -> int:
+        """The rank of all `members`, 0 where it is not one."""
+        ranks = {rank for _, rank in self.blocks}
+        return ranks.pop() if len(self.blocks) == members and len(ranks) == 1 else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +79,30 @@ def _stacked(present: Sequence[tuple[int, Any]], members: int) -> Stacked:
     return Stacked(down, up, bias, tuple((i, lora.down.shape[0]) for i, lora in parts))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Groups:
+    """The tokens of a step adapter by adapter, each with room for as many as the largest has.
+
+    `gather` (members * most,) has a token for each place, any for one that stays empty; `places` (n,) has the place of
+    each of `tokens` (n,), which are None for all in their order.
+    """
+
+    gather: torch.Tensor
+    places: torch.Tensor
+    tokens: torch.Tensor | None
+
+    def add(self, layer: Stacked, members: int, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Each group by its own factors, in one product of many small ones: no token meets those of another."""
+        rows = x.index_select(0, self.gather).to(layer.down.dtype).view(members, -1, x.shape[1])
+        inner = torch.bmm(rows, layer.down.view(members, -1, x.shape[1]).transpose(1, 2))
+        part = torch.bmm(inner, layer.up.view(members, -1, out.shape[1])).view(-1, out.shape[1])
+        part = part.index_select(0, self.places).to(out.dtype)
+        if self.tokens is None:
+            out += part
+        else:
+            out.index_add_(0, self.tokens, part)
+
+
 @dataclass(slots=True, eq=False)
 class Dense:
     """Tokens of a step that are computed together: `rows` (n,) of it, None for all; `owners` (n,) places in `stack`,
@@ -81,6 +112,7 @@ class Dense:
     rows: torch.Tensor | None
     owners: torch.Tensor
     single: bool
+    groups: Groups | None = None
     masks: dict[tuple[tuple[int, int], ...], torch.Tensor] = field(default_factory=dict)
 
     def add(self, name: str, x: torch.Tensor, out: torch.Tensor) -> None:
@@ -88,6 +120,16 @@ class Dense:
         layer = self.stack.layer(name)
         if layer is None:
             return
+        members = len(self.stack.members)
+        if self.groups is not None and layer.even(members):
+            self.groups.add(layer, members, x, out)
+        else:
+            self._add_masked(layer, x, out)
+        if layer.bias is not None:
+            bias = layer.bias.index_select(0, self.owners.clamp_min(0))
+            self._put(out, bias.masked_fill_((self.owners < 0)[:, None], 0.0))
+
+    def _add_masked(self, layer: Stacked, x: torch.Tensor, out: torch.Tensor) -> None:
         chosen = x if self.rows is None else x.index_select(0, self.rows)
         inner = chosen.to(layer.down.dtype) @ layer.down.t()
         if not self.single:  # filled, not multiplied: zero times an infinity of somebody else would be a NaN
@@ -96,9 +138,6 @@ class Dense:
             out.addmm_(inner, layer.up)
         else:
             self._put(out, inner @ layer.up)
-        if layer.bias is not None:
-            bias = layer.bias.index_select(0, self.owners.clamp_min(0))
-            self._put(out, bias.masked_fill_((self.owners < 0)[:, None], 0.0))
 
     def _put(self, out: torch.Tensor, part: torch.Tensor) -> None:
         if self.rows is None:
@@ -199,10 +238,11 @@ class Lanes:
             owners[slice(None) if rows is None else rows] = place[id(adapter)]
         single = len(stack.members) == 1
         rows = torch.nonzero(owners >= 0).squeeze(1)
+        groups = _groups(owners, rows, stack, _width(segments)) if device.type == "cpu" else None
         idle = tokens - len(rows)  # tokens of the base, and of long stretches
         if idle * stack.rank * _width(segments) <= SEGMENT_COST[device.type]:
-            return Dense(stack, None, owners.to(device), single and idle == 0)
-        return Dense(stack, rows.to(device), owners[rows].to(device), single)
+            return Dense(stack, None, owners.to(device), single and idle == 0, groups)
+        return Dense(stack, rows.to(device), owners[rows].to(device), single, groups)
 
     def _stacked(self, needed: list[Adapter]) -> Stack:
         """The last stack where it has all of `needed` and not much else, or a new one with what was there before."""
@@ -242,6 +282,21 @@ def _long(segments: Sequence[Segment], tokens: int) -> set[int]:
         if sizes[i] * others > cost:
             found.add(i)
     return found
+
+
+def _groups(owners: torch.Tensor, rows: torch.Tensor, stack: Stack, width: int) -> Groups | None:
+    """Groups of the tokens `rows` where that saves more than it costs: on CPUs, with many adapters of few tokens."""
+    members, owned = len(stack.members), owners[rows]
+    most = int(torch.bincount(owned, minlength=members).max())
+    if (len(rows) - most) * stack.rank * width <= GROUPED or members * most > 4 * len(rows):
+        return None
+    order = torch.argsort(owned, stable=True)
+    first = torch.searchsorted(owned[order], torch.arange(members))
+    places = torch.empty_like(order)
+    places[order] = owned[order] * most + torch.arange(len(order)) - first[owned[order]]
+    gather = torch.zeros(members * most, dtype=torch.long)
+    gather[places] = rows
+    return Groups(gather, places, None if len(rows) == len(owners) else rows)
 
 
 def _layer(segments: Sequence[Segment]) -> Lora:

@@ -145,3 +145,24 @@ def test_stacked_factors_are_kept_while_they_serve_and_never_twice_too_wide():
     assert len(stack(5).members) == 1
     here.forget(made[5])
     assert here._stack is None
+
+
+@pytest.mark.parametrize("idle", [0, 3], ids=["all tokens", "some of the base"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_groups_give_each_token_what_its_adapter_alone_gives(idle: int, biased: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lanes, "GROUPED", 0)
+    torch.manual_seed(0)
+    layers = [Lora(torch.randn(2, 6), torch.randn(5, 2), torch.randn(5) if biased else None) for _ in range(4)]
+    made = [Adapter(f"a{i}", None, {"0": layer}, {}) for i, layer in enumerate(layers)]
+    owners = torch.tensor([2, 0, 1, 2, 3, 0, 2, *[-1] * idle, 1])
+    here = lanes.Lanes(torch.nn.Sequential(torch.nn.Linear(6, 5)))
+    here.segments = [(one, torch.nonzero(owners == i).squeeze(1)) for i, one in enumerate(made)]
+    x, out = torch.randn(len(owners), 6), torch.zeros(len(owners), 5)
+    x[1] = float("inf")
+    here.add("0", x, out)
+    dense: Any = here._plan
+    assert dense[0].groups is not None
+    for token, owner in enumerate(owners.tolist()):
+        if token != 1:
+            expected = made[owner].layers["0"](x[token : token + 1])[0] if owner >= 0 else torch.zeros(5)
+            assert torch.allclose(out[token], expected, atol=1e-6), token
