@@ -3,7 +3,8 @@
 LoRA adapters whose tokens are few are computed together in the masked-dense form (LoRAX, arXiv 2405.00732):
 y += ((x A^T) * M) B with the factors of all of them stacked, A: (R, d_in), B: (R, d_out), and M: (tokens, R) that
 leaves each token its own block. That is exact, for any mix of ranks, in two products a layer. On CPUs many adapters of
-equal rank are multiplied group by group instead, and one with a long stretch of tokens by itself. Knows nothing about requests, names and files.
+equal rank are multiplied group by group instead, and one with a long stretch of tokens by itself. Knows nothing about
+requests, names and files.
 """
 
 from collections.abc import Callable, Sequence
