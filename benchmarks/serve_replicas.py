@@ -10,8 +10,6 @@ import argparse
 import json
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,12 +18,11 @@ from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
 from peers.random_llamas import SIZES, language_model, random_llama
 
 from maypole.models.saving import save
 from maypole.serve.replicas import ROUTER, open_front
-from maypole.serve.running import config_of
+from maypole.serve.running import in_thread
 from maypole.serve.verbs import ServeOptions
 
 TAIL = 16
@@ -35,15 +32,8 @@ ROUND_ROBIN = "peers.round_robin:RoundRobin"
 @contextmanager
 def served(model: Path, router: str) -> Iterator[str]:
     options = ServeOptions(model=str(model), name="model", replicas=2, ray="local", threads=1)
-    with open_front(options, keys=(), router=router) as app:
-        server = uvicorn.Server(config_of(app, host="127.0.0.1", port=0))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1/completions"
-        server.should_exit = True
-        thread.join()
+    with open_front(options, keys=(), router=router) as app, in_thread(app) as url:
+        yield f"{url}/v1/completions"
 
 
 def prompts_of(prefixes: int, each: int, length: int, tail: int, vocabulary: int, seed: int) -> list[list[int]]:

@@ -60,7 +60,9 @@ def create_front(
         document = await read_json(request, limits)
         body = json.dumps(document, ensure_ascii=False).encode()
         call = Call(request.method, request.url.path, body=body, chain=chain_of(document, name))
-        return Passed(call, str(document.get("model", "")), _completions(document))
+        # Only these routes refuse models that are not served: what others are told is no label.
+        model = str(document.get("model", "")) if call.path.startswith("/v1/") else ""
+        return Passed(call, model, _completions(document))
 
     async def read(request: Request) -> Response:
         return Passed(Call(request.method, request.url.path, request.url.query.encode()), "", 1)

@@ -116,6 +116,15 @@ def test_keys_and_hosts_and_sizes_are_checked_before_a_replica_is_asked():
     assert call(app, "POST", "/v1/completions", json={**BODY, "n": 3}).status_code == 400
 
 
+def test_only_models_that_a_replica_served_are_counted_by_name():
+    app = front_of(echo)
+    assert call(app, "POST", "/v1/completions", json=BODY).status_code == 200
+    assert call(app, "POST", "/tokenize", json={"model": "made-up", "prompt": "x"}).status_code == 200
+    counted = call(app, "GET", "/metrics").text
+    assert 'model="tiny"' in counted
+    assert "made-up" not in counted
+
+
 def test_health_is_that_of_the_replicas():
     assert call(front_of(echo), "GET", "/health").status_code == 200
     assert call(front_of(echo, running=dict), "GET", "/health").status_code == 503

@@ -48,7 +48,9 @@ JSON = st.recursive(
 @given(JSON)
 def test_no_document_stops_the_router(value: Any):
     for field in ("prompt", "messages", "input", "model", "cache_salt", "tools"):
-        chain_of({"model": "base", "prompt": "x", field: value}, "base")
+        chain = chain_of({"model": "base", "prompt": "x", field: value}, "base")
+        assert 1 <= len(chain) <= BLOCKS + 1
+        assert all(isinstance(block, bytes) for block in chain)
 
 
 def test_each_prefix_stays_where_it_was_and_prefixes_spread():
