@@ -34,6 +34,16 @@ def engine_of(*roots: Path, max_seqs: int = 64, **adapters: Any) -> Engine:
     return Engine(lm_of(), EngineConfig(max_seqs=max_seqs, adapters=AdapterConfig(roots=roots, **adapters)))
 
 
+def bytes_changed(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """What spoils the weights' file of an adapter's directory."""
+
+    def changed(path: Path) -> None:
+        file = path / "adapter_model.safetensors"
+        file.write_bytes(change(file.read_bytes()))
+
+    return changed
+
+
 def cost_of(folder: Path, name: str) -> int:
     """What an adapter needs while it takes part in batches."""
     engine = engine_of(folder)

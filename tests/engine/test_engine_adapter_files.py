@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from maypole.core.errors import UserError
 from maypole.engine import AdapterConfig, Engine, EngineConfig, Request, Sampling
 from maypole.models.saving import save
+from tests.engine.adapter_fixtures import bytes_changed
 from tests.engine.engine_fixtures import lm_of, with_adapters
 
 
@@ -30,14 +31,6 @@ def _weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]
     return changed
 
 
-def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    def changed(path: Path) -> None:
-        file = path / "adapter_model.safetensors"
-        file.write_bytes(change(file.read_bytes()))
-
-    return changed
-
-
 def _pickled(path: Path) -> None:
     (path / "adapter_model.safetensors").rename(path / "adapter_model.bin")
 
@@ -48,9 +41,9 @@ def _pickled(path: Path) -> None:
         (_pickled, "pickle"),
         (lambda path: (path / "adapter_config.json").unlink(), "adapter_config.json is missing"),
         (lambda path: (path / "adapter_config.json").write_text("[]"), "holds no mapping"),
-        (_bytes(lambda data: data[:-100]), "damaged"),
-        (_bytes(lambda data: (2**40).to_bytes(8, "little") + data[8:]), "damaged"),
-        (_bytes(lambda data: data.replace(b"[4,32]", b"[4,99]", 1)), "damaged"),
+        (bytes_changed(lambda data: data[:-100]), "damaged"),
+        (bytes_changed(lambda data: (2**40).to_bytes(8, "little") + data[8:]), "damaged"),
+        (bytes_changed(lambda data: data.replace(b"[4,32]", b"[4,99]", 1)), "damaged"),
         (_weights(lambda t: {k: v * float("nan") for k, v in t.items()}), "not finite"),
         (_weights(lambda t: {k: v[:, :9].clone() for k, v in t.items()}), "ask for"),
         (_weights(lambda t: {k.replace("layers.0", "layers.9"): v for k, v in t.items()}), "is no linear layer"),

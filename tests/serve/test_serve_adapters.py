@@ -10,7 +10,7 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.engine.adapter_fixtures import adapted, engine_of, folder_of, held_up
+from tests.engine.adapter_fixtures import adapted, bytes_changed, engine_of, folder_of, held_up
 from tests.serve.serve_fixtures import adapted_engine, app_of, call, events_of
 
 LOAD, UNLOAD, COMPLETE = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
@@ -99,21 +99,13 @@ def _weights(change: Callable[[Any], Any]) -> Callable[[Path], None]:
     return changed
 
 
-def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    def changed(path: Path) -> None:
-        file = path / "adapter_model.safetensors"
-        file.write_bytes(change(file.read_bytes()))
-
-    return changed
-
-
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickle": (lambda p: (p / "adapter_model.safetensors").rename(p / "adapter_model.bin"), "is a pickle"),
-    "corrupted header": (_bytes(lambda data: data[:20] + b"\0\xff" + data[22:]), "damaged"),
-    "endless header": (_bytes(lambda data: (2**40).to_bytes(8, "little") + data[8:]), "damaged"),
-    "lying header": (_bytes(lambda data: data.replace(b"[4,32]", b"[4,99]", 1)), "damaged"),
-    "truncated": (_bytes(lambda data: data[:-100]), "damaged"),
-    "empty": (_bytes(lambda data: b""), "damaged"),
+    "corrupted header": (bytes_changed(lambda data: data[:20] + b"\0\xff" + data[22:]), "damaged"),
+    "endless header": (bytes_changed(lambda data: (2**40).to_bytes(8, "little") + data[8:]), "damaged"),
+    "lying header": (bytes_changed(lambda data: data.replace(b"[4,32]", b"[4,99]", 1)), "damaged"),
+    "truncated": (bytes_changed(lambda data: data[:-100]), "damaged"),
+    "empty": (bytes_changed(lambda data: b""), "damaged"),
     "NaN": (_weights(lambda tensor: tensor * float("nan")), "not finite"),
     "oversize rank": (lambda p: None, "rank 4"),
     "another rank than it says": (_config(r=8), "ask for"),
