@@ -62,6 +62,14 @@ def _strings(column: pa.Array) -> bool:
     return pa.types.is_string(column.type)
 
 
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _tokens(column: pa.Array) -> bool:
+    return pa.types.is_integer(column.type) and pc.all(pc.greater_equal(column, 0)).as_py() is not False
+
+
 def _no_empty_list(column: pa.Array) -> bool:
     return (
         column.null_count == 0
@@ -148,6 +156,7 @@ BOOL = _plain("true or false", lambda v: isinstance(v, bool), lambda c: pa.types
 OBJECT = _plain("an object", lambda v: isinstance(v, Mapping), lambda c: pa.types.is_struct(c.type))
 STRINGS = _list_of("a list of strings", lambda v: isinstance(v, str), _strings)
 NUMBERS = _list_of("a list of numbers", _is_number, _numbers)
+TOKENS = _list_of("a list of token ids", _is_token, _tokens)
 MATRIX = _each("a list of lists of numbers", NUMBERS)
 MESSAGES = _turns('a list of messages {"role", "content"}', "role", "content")
 SHAREGPT = _turns('a list of turns {"from", "value"}', "from", "value")
@@ -168,7 +177,7 @@ IMAGE = Kind(
 KINDS: Mapping[str, Kind] = {
     kind.says: kind
     for kind in (
-        STRING, NUMBER, BOOL, OBJECT, STRINGS, NUMBERS, MATRIX, MESSAGES, TEXT_OR_MESSAGES, COMPLETIONS,
+        STRING, NUMBER, BOOL, OBJECT, STRINGS, NUMBERS, TOKENS, MATRIX, MESSAGES, TEXT_OR_MESSAGES, COMPLETIONS,
         PROBABILITIES, TURNS, IMAGE,
     )
 }  # fmt: skip

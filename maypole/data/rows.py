@@ -76,6 +76,7 @@ def _has_a_blank_for_the_subject(row: Mapping[str, Any]) -> tuple[str, str] | No
 
 
 _STRING, _NUMBER, _TALK = kinds.STRING.says, kinds.NUMBER.says, kinds.TEXT_OR_MESSAGES.says
+_TOKENS = kinds.TOKENS.says
 
 TEXT = RowType("TEXT", {"text": _STRING})
 CHAT = RowType("CHAT", {"messages": kinds.MESSAGES.says})
@@ -84,8 +85,12 @@ PROMPT = RowType("PROMPT", {"prompt": _TALK})
 PAIR = RowType(
     "PAIR",
     {"prompt": _TALK, "chosen": _TALK, "rejected": _TALK},
-    optional={"chosen_score": _NUMBER, "rejected_score": _NUMBER, "margin": _NUMBER},
-)
+    optional={
+        "chosen_score": _NUMBER, "rejected_score": _NUMBER, "margin": _NUMBER,
+        "prompt_ids": _TOKENS, "chosen_ids": _TOKENS, "rejected_ids": _TOKENS,
+    },
+)  # fmt: skip
+"""The ids are those of answers that a model gave: what it said, token by token, with an end only where it ended."""
 UNPAIRED = RowType("UNPAIRED", {"prompt": _TALK, "completion": _TALK, "label": kinds.BOOL.says})
 SAMPLES = RowType(
     "SAMPLES",
