@@ -128,7 +128,6 @@ class Scheduler:
         for sequence, count in pieces:
             sequence.held += count
         ready = [i for i, s in enumerate(self._stepped) if s.held == s.length]
-        self._share([self._stepped[i] for i in ready])
         if ready:
             self._sample([self._stepped[i] for i in ready], hidden[torch.tensor(ready, device=hidden.device)])
         self._stepped = []
@@ -187,16 +186,16 @@ class Scheduler:
 
     def _pieces(self) -> list[tuple[Sequence, int]]:
         """What the next forward reads: (sequence, how many of its next tokens), those that generate first."""
-        pieces = [(s, 1) for s in self._room_to_go_on()]
-        generating = {id(s) for s, _ in pieces}
-        budget = max(self.bounds.max_batch_tokens - len(pieces), 1)
-        for sequence in [s for s in self.running if id(s) not in generating]:
-            budget = self._read(sequence, budget, pieces)
-        budget = self._admit(budget, pieces)
-        if not self.alone:
-            return pieces
-        prompts = [piece for piece in pieces if self._reads_prompt(piece[0])]
-        return prompts[:1] or pieces
+        generating = self._room_to_go_on()
+        goes_on = {id(s) for s in generating}
+        reading: list[tuple[Sequence, int]] = []
+        budget = max(self.bounds.max_batch_tokens - len(generating), 1)
+        for sequence in [s for s in self.running if id(s) not in goes_on]:
+            budget = self._read(sequence, budget, reading)
+        self._admit(budget, reading)
+        if self.alone and reading:
+            return reading[:1]
+        return [*((s, 1) for s in sorted(generating, key=_place)), *reading]
 
     def _reads_prompt(self, sequence: Sequence) -> bool:
         """Whether the next tokens go through the forward as a stretch rather than one by one.
@@ -228,7 +227,7 @@ class Scheduler:
                     break
             else:
                 found.append(sequence)
-        return sorted((s for s in found if id(s) not in gone), key=_place)
+        return [s for s in found if id(s) not in gone]
 
     def _make_way(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -236,7 +235,7 @@ class Scheduler:
         self.waiting.append(sequence)
         self.preemptions += 1
 
-    def _admit(self, budget: int, pieces: list[tuple[Sequence, int]]) -> int:
+    def _admit(self, budget: int, pieces: list[tuple[Sequence, int]]) -> None:
         """Start the first of the queue while there is room for them and something left of the budget."""
         starting: list[Sequence] = []
         if any(s.target is not None and not s.generated for s in self.waiting):
@@ -253,9 +252,7 @@ class Scheduler:
                 sequence.adapter, sequence.version = bound
             if self._soon_known(sequence, starting):
                 continue
-            known = None if self.alone else self.memory.prefixes.match(
-                sequence.sharing, sequence.tokens(0, sequence.length), sequence.length - 1
-            )  # fmt: skip
+            known = None if self.alone else self._known(sequence)
             # A prefix may take the very room that the rest needs: where nothing else runs it makes way.
             if not (self._placed(sequence, known) or (not self.running and self._placed(sequence, None))):
                 break
@@ -269,7 +266,6 @@ class Scheduler:
                 if sequence.target is not None:
                     self.adapters.started(sequence.target)
             budget = self._read(sequence, budget, pieces)
-        return budget
 
     def _placed(self, sequence: Sequence, known: Node | None) -> bool:
         """Give `sequence` a row for what comes after `known`; False, and nothing changed, where there is no room."""
@@ -291,27 +287,21 @@ class Scheduler:
                     return True
         return False
 
-    def _share(self, ready: list[Sequence]) -> None:
-        """Beginnings that somebody in the queue has too go into the cache as soon as they have been read."""
-        if self.alone or not self.waiting:
-            return
-        for sequence in ready:
-            if sequence.generated:
-                continue
-            shared = 0
-            for other in self.waiting:
-                if self._will_share(other) == sequence.sharing:
-                    shared = max(shared, shared_length(sequence.prompt, other.tokens(0, other.length)))
-            node = self._keep(sequence, min(shared, sequence.held))
-            if node is not None:
-                self.memory.lean(sequence, node, _room(sequence, node.end))
-
-    def _will_share(self, waiting: Sequence) -> tuple[object, object] | None:
-        """Its `sharing` once it starts; None where that is not known yet."""
-        if waiting.generated or waiting.target is None:
-            return waiting.sharing
-        adapter = self.adapters.loaded(waiting.target)
-        return None if adapter is None else (adapter.key, waiting.request.cache_salt)
+    def _known(self, sequence: Sequence) -> Node | None:
+        """The longest run of the cache that it begins with; what somebody at work has read of it goes there first."""
+        ids, limit = sequence.tokens(0, sequence.length), sequence.length - 1
+        known = self.memory.prefixes.match(sequence.sharing, ids, limit)
+        alike = [other for other in self.running if other.sharing == sequence.sharing]
+        shared = [min(shared_length(other.prompt, ids), other.held, limit) for other in alike]
+        longest = max(shared, default=0)
+        if longest < (0 if known is None else known.end) + LEAST:
+            return known
+        other = alike[shared.index(longest)]
+        node = self._keep(other, longest)
+        if node is None:
+            return known
+        self.memory.lean(other, node, _room(other, node.end))
+        return node
 
     def _keep(self, sequence: Sequence, end: int) -> Node | None:
         """Put the first `end` tokens of a running sequence into the cache where they are not, if there is room.

@@ -130,6 +130,20 @@ def test_who_read_a_shared_beginning_first_reads_it_from_the_cache_too(shared: i
     assert all(found == ({shared}, 128) for found in seen)
 
 
+@pytest.mark.parametrize("later", [1, 7], ids=["while it is read", "while it is answered"])
+def test_a_beginning_that_somebody_at_work_has_read_is_not_read_again(later: int):
+    engine = Engine(lm_of())
+    trunk, *ends = random_ids([100, 20, 6], seed=3)
+    requests = [Request(trunk + e, Sampling(max_tokens=30, temperature=0.0, ignore_eos=True)) for e in ends]
+    cached = []
+
+    def look(step: int, made: list[Any]) -> None:
+        cached.append([s.base for s in made])
+
+    assert stepped(engine, requests, [0, later], look) == [said(Engine(engine.lm), [r])[0] for r in requests]
+    assert [100, 100] in cached
+
+
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_random_schedules_lose_nothing_and_change_nothing(data: st.DataObject):
