@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,6 +115,15 @@ def test_ipo_per_token_equals_trls(answers, beta: float):
         gradients(lambda logps: ours_of(answers, logps, losses.ipo, "tokens", beta=beta), answers["logps"]),
         gradients(lambda logps: trl_dpo(answers, logps, "ipo", beta=beta), answers["logps"]),
     )
+
+
+@pytest.mark.parametrize("beta", [0.001, 0.125])
+def test_sppo_with_hard_probabilities_is_half_of_trls(answers, beta: float):
+    same(
+        gradients(lambda logps: 2 * ours_of(answers, logps, partial(losses.sppo, p_chosen=1.0, p_rejected=0.0),
+                                            eta=1 / beta), answers["logps"]),
+        gradients(lambda logps: trl_dpo(answers, logps, "sppo_hard", beta=beta), answers["logps"]),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.4])
@@ -283,3 +293,45 @@ def test_losses_with_a_reference_pass_gradcheck(name: str):
     given = [torch.randn(4, generator=draw, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     smoothing = {"label_smoothing": 0.1} if name in ("dpo", "robust") else {}
     assert torch.autograd.gradcheck(lambda *x: getattr(losses, name)(*x, beta=0.7, **smoothing), given)
+
+
+def test_sppo_where_nothing_has_moved_is_the_square_of_its_targets_and_pulls_on_each_answer_alone():
+    eta, p_w, p_l = 8.0, torch.tensor([0.75, 0.5]), torch.tensor([0.125, 0.5])
+    at = torch.tensor([-3.0, -4.0])
+    chosen, rejected = at.clone().requires_grad_(), at.clone().requires_grad_()
+    loss = losses.sppo(chosen, rejected, at, at, p_w, p_l, eta=eta)
+    loss.sum().backward()
+    torch.testing.assert_close(loss, eta**2 / 2 * ((p_w - 0.5) ** 2 + (p_l - 0.5) ** 2))
+    torch.testing.assert_close(chosen.grad, -eta * (p_w - 0.5))
+    torch.testing.assert_close(rejected.grad, -eta * (p_l - 0.5))
+
+
+def test_sppo_does_not_care_which_of_two_answers_is_called_chosen():
+    chosen, rejected, ref_chosen, ref_rejected = pair(3.0)
+    there = losses.sppo(chosen, rejected, ref_chosen, ref_rejected, 0.8, 0.3, eta=8.0)
+    back = losses.sppo(rejected, chosen, ref_rejected, ref_chosen, 0.3, 0.8, eta=8.0)
+    assert there.item() == back.item()
+
+
+def step_of(start: torch.Tensor, p: torch.Tensor, eta: float) -> torch.Tensor:
+    """The distribution that minimises the pointwise loss from `start`, normalised: (answers,) both."""
+    at = start.log()
+    logits = at.clone().requires_grad_()
+    loss = losses.sppo_pointwise(logits, at, p, eta=eta).sum()
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+    newton = at - gradient.detach() / 2  # a sum of squares with curvature 2
+    return torch.softmax(newton, 0)
+
+
+def test_sppo_pointwise_is_least_at_a_step_of_multiplicative_weights():
+    draw = torch.Generator().manual_seed(0)
+    start, p = torch.rand(6, generator=draw).softmax(0).double(), torch.rand(6, generator=draw).double()
+    for eta in (0.1, 8.0):
+        weights = start * torch.exp(eta * p)
+        torch.testing.assert_close(step_of(start, p, eta), weights / weights.sum(), rtol=1e-6, atol=1e-9)
+
+
+def test_sppo_leaves_the_policy_alone_without_eta_or_preferences():
+    start = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(step_of(start, torch.tensor([0.9, 0.4, 0.1]).double(), eta=1e-9), start)
+    torch.testing.assert_close(step_of(start, torch.full((3,), 0.5).double(), eta=1000.0), start)
