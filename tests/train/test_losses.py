@@ -126,6 +126,20 @@ def test_sppo_with_hard_probabilities_is_half_of_trls(answers, beta: float):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("beta", [0.01, 0.5])
+def test_selm_without_optimism_equals_trls_dpo(answers, beta: float):
+    def ours(logps: torch.Tensor) -> torch.Tensor:
+        chosen, rejected = logps.sum(1).chunk(2)
+        ref_chosen, ref_rejected = answers["reference"].chunk(2)
+        references = (ref_chosen, ref_rejected, ref_chosen)
+        return losses.selm(chosen, rejected, chosen, *references, alpha=0.0, beta=beta)
+
+    same(
+        gradients(ours, answers["logps"]),
+        gradients(lambda logps: trl_dpo(answers, logps, "sigmoid", beta=beta), answers["logps"]),
+    )
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.4])
 def test_robust_equals_trls(answers, label_smoothing: float):
     settings = {"beta": 0.3, "label_smoothing": label_smoothing}

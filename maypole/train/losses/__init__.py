@@ -9,7 +9,10 @@ from maypole.train.losses.ipo import ipo
 from maypole.train.losses.kto import kto
 from maypole.train.losses.orpo import orpo
 from maypole.train.losses.robust import robust
+from maypole.train.losses.selm import optimism, selm, xpo
 from maypole.train.losses.simpo import simpo
 from maypole.train.losses.sppo import sppo, sppo_pointwise
 
-__all__ = ["dpo", "hinge", "ipo", "kto", "orpo", "robust", "simpo", "sppo", "sppo_pointwise"]
+__all__ = [
+    "dpo", "hinge", "ipo", "kto", "optimism", "orpo", "robust", "selm", "simpo", "sppo", "sppo_pointwise", "xpo",
+]  # fmt: skip
