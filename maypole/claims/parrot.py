@@ -72,8 +72,8 @@ class Apart(LocalHost):
         super().__init__("apart", engine, capacity=Capacity(FULL, FULL))
         self.shares, self._salts = False, count()
 
-    def run(self, prompt: Any, sampling: Any, model: str | None, salt: str | None, priority: int) -> Any:
-        return super().run(prompt, sampling, model, f"apart {next(self._salts)}", priority)
+    def run(self, prompt: Any, sampling: Any, model: str | None, salt: str | None, *more: Any) -> Any:
+        return super().run(prompt, sampling, model, f"apart {next(self._salts)}", *more)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import selectors
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -113,7 +113,8 @@ class VirtualHost:
         return Part(output.text)
 
     async def run(
-        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int
+        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int,
+        attentive: Callable[[], bool],
     ) -> AsyncGenerator[list[Chunk], None]:
         mine = _Running(prompt, sampling.max_tokens)
         self._waiting.append(mine)

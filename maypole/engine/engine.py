@@ -25,7 +25,7 @@ from maypole.engine.request import Chunk, Output, Prompt, Request, Scored, Score
 from maypole.engine.runner import Runner
 from maypole.engine.scheduler import Scheduler
 from maypole.engine.sequence import Sequence as Running
-from maypole.engine.sequence import cancel, result
+from maypole.engine.sequence import always, cancel, never, result
 from maypole.engine.settings import EngineConfig
 from maypole.engine.worker import Bell, Turnstile, Worker
 from maypole.models.language_model import LanguageModel
@@ -149,7 +149,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         sequences = await asyncio.to_thread(
-            self._sequences, requests, lambda s, chunk: call_in(loop, ended.set), last_only=True
+            self._sequences, requests, lambda s, chunk: call_in(loop, ended.set), never
         )
         try:
             self._start(sequences)
@@ -168,10 +168,17 @@ class Engine:
                 for _, chunk in turn:
                     yield chunk
 
-    async def streams(self, requests: Sequence[Request]) -> AsyncGenerator[list[tuple[int, Chunk]], None]:
-        """Several streams as one: at every turn all chunks that came since the last, each with its request's place."""
+    async def streams(
+        self, requests: Sequence[Request], *, attentive: Callable[[], bool] = always
+    ) -> AsyncGenerator[list[tuple[int, Chunk]], None]:
+        """Several streams as one: at every turn all chunks that came since the last, each with its request's place.
+
+        `attentive` is asked at every token, in the engine's thread: while it is False, chunks wait and become one.
+        """
         mailbox: Mailbox[tuple[Running, Chunk]] = Mailbox(asyncio.get_running_loop())
-        sequences = await asyncio.to_thread(self._sequences, requests, lambda s, chunk: mailbox.put((s, chunk)))
+        sequences = await asyncio.to_thread(
+            self._sequences, requests, lambda s, chunk: mailbox.put((s, chunk)), attentive
+        )
         places = [i for i, request in enumerate(requests) for _ in range(request.sampling.n)]
         place = dict(zip(map(id, sequences), places))
         left = len(sequences)
@@ -313,7 +320,7 @@ class Engine:
             return self._scheduler
 
     def _sequences(
-        self, requests: Sequence[Request], listener: Listener | None = None, *, last_only: bool = False
+        self, requests: Sequence[Request], listener: Listener | None = None, attentive: Callable[[], bool] = never
     ) -> list[Running]:
         self._need("generate")
         scheduler = self._generator()
@@ -323,7 +330,7 @@ class Engine:
             if target is not None:
                 self._need("adapters")
                 self.adapters.ask(target, f"request {i}")
-            made += self._intake.sequences(request, i, target, listener, last_only=last_only)
+            made += self._intake.sequences(request, i, target, listener, attentive)
         for sequence in made:
             scheduler.check_fits(len(sequence.prompt), sequence.room)
         return made

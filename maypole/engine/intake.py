@@ -40,9 +40,10 @@ class Intake:
         return ids
 
     def sequences(
-        self, request: Request, index: int, target: Target | None, listener: Listener | None, *, last_only: bool
+        self, request: Request, index: int, target: Target | None, listener: Listener | None,
+        attentive: Callable[[], bool],
     ) -> list[Running]:
-        """The n completions of a request, to be run by the adapter `target`; `listener` as Sequence has it."""
+        """The n completions of a request, to be run by the adapter `target`; the rest as Sequence has it."""
         sampling = request.sampling
         inputs.check_sampling(sampling, self._vocabulary, index)
         prompt = self.prompt(request, index, more=int(sampling.max_tokens > 0))
@@ -51,7 +52,7 @@ class Intake:
         for sample in range(sampling.n):
             text = Detokenizer(self._lm.tokenizer, tuple(sampling.stop), sampling.skip_special_tokens)
             grammar = self._grammars.follower(sampling, f"request {index}")
-            made.append(Running(request, sample, prompt, limit, target, self._ends, text, listener, last_only, grammar))
+            made.append(Running(request, sample, prompt, limit, target, self._ends, text, listener, attentive, grammar))
         return made
 
     def scored(self, request: ScoreRequest, index: int) -> list[tuple[Ids, int]]:

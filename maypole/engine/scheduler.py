@@ -154,7 +154,7 @@ class Scheduler:
                 if queue is self.running:
                     self.memory.release(sequence)
                 if not sequence.done:
-                    sequence.report(0)
+                    sequence.report()
         self._tell_failures()
 
     def _tell_failures(self) -> None:
@@ -165,7 +165,7 @@ class Scheduler:
             if sequence.error is not None and sequence.target is not None:
                 failed.add(sequence.target)
                 self.waiting.remove(sequence)
-                sequence.report(0)
+                sequence.report()
         if failed:
             self.adapters.forgive(failed)
 
@@ -182,7 +182,7 @@ class Scheduler:
             sequence.slots, sequence.node, sequence.error = None, None, error
         for sequence in failed:
             if sequence.listener is not None:
-                sequence.report(0)
+                sequence.report()
 
     def _pieces(self) -> list[tuple[Sequence, int]]:
         """What the next forward reads: (sequence, how many of its next tokens), those that generate first."""
@@ -331,7 +331,7 @@ class Scheduler:
                 if not self.alone:
                     self._keep(sequence, sequence.held)
                 self.memory.release(sequence)
-            sequence.report(1)
+            sequence.report()
 
 
 def _room(sequence: Sequence, base: int) -> int:

@@ -16,13 +16,23 @@ from maypole.engine.request import Chunk, FinishReason, Output, Request, Samplin
 from maypole.engine.sampling import Draw, Drawn, sample_seed
 
 
+def always() -> bool:
+    """Whoever listens wants everything as it comes."""
+    return True
+
+
+def never() -> bool:
+    """Whoever listens waits for the end."""
+    return False
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Sample `index` of a request.
 
     `limit` is how many tokens it may generate, `target` the adapter asked for (None: the base); adapter and version are
-    bound when it starts. `listener` is told every token, with `last_only` just the end. `ended` is set by whoever gives
-    it up early. The cache holds its first `held` tokens: those
+    bound when it starts. `listener` is told the end, and while it is `attentive` what came since it was last told
+    (`told` tokens so far). `ended` is set by whoever gives it up early. The cache holds its first `held` tokens: those
     before `base` in prefixes shared with others, the rest in a row of its own (`kv_memory.Holder`).
     """
 
@@ -34,7 +44,7 @@ class Sequence:
     ends: frozenset[int]
     text: Detokenizer
     listener: Callable[["Sequence", Chunk], None] | None = None
-    last_only: bool = False
+    attentive: Callable[[], bool] = always
     grammar: Follower | None = None
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
@@ -54,6 +64,7 @@ class Sequence:
     stop_reason: str | int | None = None
     error: BaseException | None = None
     output: Output | None = None
+    told: int = 0
 
     @property
     def sampling(self) -> Sampling:
@@ -114,35 +125,42 @@ class Sequence:
         complete = self.grammar is not None and self.grammar.take(token)
         if at_stop_id or (token in self.ends and not s.ignore_eos):
             self.ended, self.stop_reason = "stop", token if at_stop_id else None
-        elif self.follows_text and self.text.push(token) and len(self.generated) > s.min_tokens:
+        elif s.stop and self.text.push(token) and len(self.generated) > s.min_tokens:
             self.ended, self.stop_reason = "stop", self.text.stopped_by
         elif complete:
             self.ended = "stop"
         elif len(self.generated) >= self.limit:
             self.ended = "length"
 
-    @property
-    def follows_text(self) -> bool:
-        """Whether the text is needed token by token: somebody listens, or a string may end it."""
-        return (self.listener is not None and not self.last_only) or bool(self.sampling.stop)
-
-    def report(self, tokens: int) -> None:
-        """Tell the listener about the last `tokens` tokens, and the whole where this was the end."""
+    def report(self) -> None:
+        """Tell the listener what is new, if it wants to know, and the whole where this was the end."""
         if self.ended is not None and self.output is None:
             self._finish()
-        if self.listener is None or (self.last_only and not self.done):
+        if self.listener is None or not (self.done or self.attentive()):
             return
+        if self.output is None:
+            self._catch_up(len(self.generated))
         piece = self.text.finish() if self.output is not None else self.text.take()
-        new = slice(len(self.generated) - tokens, None)
+        new = slice(self.told, None)
         top = self.top[new] if self.sampling.logprobs is not None else None
+        self.told = len(self.generated)
         self.listener(self, Chunk(piece, self.generated[new], self.logprobs[new], self.index, self.output, top))
+
+    def _catch_up(self, tokens: int) -> None:
+        """Have the text of the first so many tokens; with stop strings it never lags behind."""
+        if not self.sampling.stop:
+            for token in self.generated[len(self.text.ids) : tokens]:
+                self.text.push(token)
 
     def _finish(self) -> None:
         assert self.ended is not None
-        if not self.follows_text:
-            last = self.generated[-1:] if self.ended == "stop" else []
-            by_token = any(token in self.ends or token in self.sampling.stop_token_ids for token in last)
-            self.text.ids = self.generated[:-1] if by_token else list(self.generated)
+        last = self.generated[-1:] if self.ended == "stop" else []
+        by_token = any(token in self.ends or token in self.sampling.stop_token_ids for token in last)
+        said = len(self.generated) - by_token
+        if self.text.ids:
+            self._catch_up(said)
+        elif not self.sampling.stop:  # nobody has seen any of it
+            self.text.ids = self.generated[:said]
         emitted = self.text.emitted
         self.text.finish()
         self.text.emitted = emitted

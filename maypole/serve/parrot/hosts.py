@@ -7,7 +7,7 @@ about variables, sessions or which host is chosen.
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -72,8 +72,11 @@ class Host(Protocol):
         ...
 
     def run(
-        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int
-    ) -> AsyncGenerator[list[Chunk], None]: ...
+        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int,
+        attentive: Callable[[], bool],
+    ) -> AsyncGenerator[list[Chunk], None]:
+        """The completion in chunks, of which only the last has to come while nobody is `attentive`."""
+        ...
 
 
 class LocalHost:
@@ -116,14 +119,15 @@ class LocalHost:
         return Part(output.text, np.asarray(ids, dtype=np.int64))
 
     async def run(
-        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int
+        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int,
+        attentive: Callable[[], bool],
     ) -> AsyncGenerator[list[Chunk], None]:
         assert prompt.ids is not None
         request = Request(
             prompt.ids.tolist(), sampling, adapter=self._adapter(model), priority=priority, cache_salt=salt,
             timeout=self.timeout,
         )  # fmt: skip
-        async with aclosing(self.engine.streams([request])) as turns:
+        async with aclosing(self.engine.streams([request], attentive=attentive)) as turns:
             async for turn in turns:
                 yield [chunk for _, chunk in turn]
 
@@ -191,7 +195,8 @@ class RemoteHost:
         return Part(output.text)
 
     async def run(
-        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int
+        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int,
+        attentive: Callable[[], bool],
     ) -> AsyncGenerator[list[Chunk], None]:
         extended = "extended" in self.engine.capabilities
         request = Request(prompt.text, sampling, adapter=model, cache_salt=salt if extended else None)

@@ -297,7 +297,11 @@ class Service:
         sampling = replace(task.wanted.sampling, seed=seed)
         plain = not task.wanted.transforms
         task.prompt_tokens, task.said_tokens, noted = prompt.tokens, 0, clock()
-        running = host.run(prompt, sampling, model, salt, int(task.objective))
+
+        def attentive() -> bool:
+            return task.times.first is None or session.followed(task.output)
+
+        running = host.run(prompt, sampling, model, salt, int(task.objective), attentive)
         async with aclosing(running) as turns:
             async for chunks in turns:
                 if task.times.first is None:

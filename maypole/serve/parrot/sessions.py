@@ -84,6 +84,10 @@ class Session:
             if not waiters and self._waiters.get((variable, ended)) is waiters:
                 del self._waiters[variable, ended]
 
+    def followed(self, variable: Variable) -> bool:
+        """Whether somebody waits for more of `variable` or watches; may be asked from any thread."""
+        return bool(self._watchers) or (variable, False) in self._waiters
+
     def tell(self, variable: Variable) -> None:
         """Wake who waits for more of `variable`, and if that is all, or will be, who waits for the whole."""
         for ended in (False, True) if variable.done or self.closed else (False,):
