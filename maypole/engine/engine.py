@@ -180,8 +180,7 @@ class Engine:
             self._sequences, requests, lambda s, chunk: mailbox.put((s, chunk)), attentive
         )
         places = [i for i, request in enumerate(requests) for _ in range(request.sampling.n)]
-        place = dict(zip(map(id, sequences), places))
-        left = len(sequences)
+        place, left = dict(zip(map(id, sequences), places)), len(sequences)
         try:
             self._start(sequences)
             while left:

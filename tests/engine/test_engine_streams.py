@@ -1,9 +1,11 @@
 import asyncio
+from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 
 from maypole.core.errors import UserError
-from maypole.engine import Engine, Request, Sampling
+from maypole.engine import Chunk, Engine, Request, Sampling
 from maypole.engine.detokenizer import Detokenizer
 from maypole.engine.sequence import Sequence as Running
 from tests.engine.engine_fixtures import lm_of, random_ids
@@ -29,6 +31,28 @@ def test_chunks_add_up_to_the_generated_output():
             assert mine[-1].output is not None
             assert mine[-1].output.token_ids == output.token_ids
             assert mine[-1].output.text == output.text
+
+
+def test_chunks_that_nobody_waits_for_become_one_and_nothing_is_lost():
+    engine = Engine(lm_of())
+
+    async def streamed(sampling: Sampling, attention: list[bool]) -> list[Chunk]:
+        asked = iter(attention)
+        turns = engine.streams([Request("tell me", sampling)], attentive=lambda: next(asked))
+        return [chunk async for turn in turns for _, chunk in turn]
+
+    for sampling in (LONG, replace(LONG, logprobs=2), replace(LONG, stop=["zq"]), replace(LONG, stop_token_ids=[0])):
+        output = engine.generate([Request("tell me", sampling)])[0]
+        for attention in ([False] * 40, [n in (0, 25, 26) for n in range(40)], [n < 7 for n in range(40)]):
+            chunks = asyncio.run(streamed(sampling, attention))
+            lengths = [len(chunk.token_ids) for chunk in chunks]
+            heard = [n + 1 for n, attentive in enumerate(attention) if attentive and n < len(output.token_ids) - 1]
+            assert list(accumulate(lengths)) == [*heard, len(output.token_ids)]
+            assert "".join(chunk.text for chunk in chunks) == output.text
+            assert [value for chunk in chunks for value in chunk.logprobs] == output.logprobs
+            last = chunks[-1].output
+            assert last is not None
+            assert (last.text, last.token_ids) == (output.text, output.token_ids)
 
 
 def test_leaving_a_stream_frees_its_row():
@@ -97,10 +121,10 @@ def test_who_hears_of_a_failure_finds_nothing_left_running(monkeypatch: pytest.M
     seen: list[dict[str, int]] = []
     real = Running.report
 
-    def report(self: Running, tokens: int) -> None:
+    def report(self: Running) -> None:
         if self.error is not None:
             seen.append(engine.stats())
-        real(self, tokens)
+        real(self)
 
     def broken(*args: object, **options: object) -> None:
         raise RuntimeError("out of memory")

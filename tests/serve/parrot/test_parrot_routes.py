@@ -238,6 +238,21 @@ def test_a_variable_and_the_graph_can_be_followed_as_events():
     with_client(test)
 
 
+def test_a_reader_who_comes_late_is_told_what_was_said_and_then_piece_by_piece():
+    async def test(client: Client) -> None:
+        long = {**OUT, "sampling": {"max_tokens": 400, "temperature": 0, "regex": "[a-z]{400}"}}
+        made = output(await client.call({"value": "hello"}, out=long))
+        while (await client.ask("GET", f"/v1/sessions/{client.id}/graph"))["nodes"][0]["state"] != "running":
+            await asyncio.sleep(0.01)
+        pieces = events((await client.http.get(f"/v1/variables/{made}?stream=true", headers=client.headers)).text)
+        assert len(pieces) > 20
+        assert "".join(piece["text"] for piece in pieces) == pieces[-1]["content"]
+        marks = pieces[-1]["timings"]
+        assert marks["first_token"] < marks["ended"] / 2
+
+    with_client(test)
+
+
 def test_sessions_are_bounded_and_end_after_their_time():
     async def test(client: Client) -> None:
         full = await client.http.post("/v1/sessions", json={})
