@@ -16,7 +16,7 @@ FUNCTIONS = {
     "core.judge:symmetric": "(preference)",
     "core.judge:as_preference": "(reward)",
     "core.judge:as_reward": "(preference, *, against)",
-    "core.judge:matrix": "(preference, prompts, answers, columns=None, *, on_judge_error='stop')",
+    "core.judge:matrix": "(preference, prompts, answers, columns=None, *, on_judge_error='stop', rows=None)",
     "core.judge:Reward.__call__": "(self, prompts, completions, **columns)",
     "core.judge:Preference.__call__": "(self, prompts, a, b, **columns)",
     "data:read": "(source, row_type, *, columns=None, mix=None, seed=0)",

@@ -136,11 +136,13 @@ def matrix(
     columns: Columns | None = None,
     *,
     on_judge_error: OnJudgeError = "stop",
+    rows: Sequence[int] | None = None,
 ) -> NDArray[np.float64]:
     """P[i, a, b] = P(answer a of prompt i beats its answer b): (n, k, k) for k answers to each of n prompts.
 
     One call with each unordered pair once, the mirror entry being 1 - P and the diagonal ½; give
-    `symmetric(preference)` to have both orders asked. NaN where the judge has no opinion or was skipped.
+    `symmetric(preference)` to have both orders asked. NaN where the judge has no opinion or was skipped. `rows` are the
+    prompts' numbers for messages, counted from 1 if None.
     """
     n, k = len(prompts), len(answers[0]) if len(answers) else 0
     if len(answers) != n or any(len(row) != k for row in answers):
@@ -157,7 +159,7 @@ def matrix(
         [answers[i][right] for i, _, right in pairs],
         {name: [column[i] for i, _, _ in pairs] for name, column in (columns or {}).items()},
         on_judge_error=on_judge_error,
-        rows=[i + 1 for i, _, _ in pairs],
+        rows=[i + 1 if rows is None else rows[i] for i, _, _ in pairs],
     ).array
     row, left, right = np.array(pairs).T
     out[row, left, right] = found

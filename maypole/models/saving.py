@@ -31,15 +31,26 @@ def save(
         raise UserError(what, lm.name, "the model it was loaded from; or load it without quantization")
     path.mkdir(parents=True, exist_ok=True)
     if lm.adapters:
-        active = list(lm.model.base_model.active_adapters)
-        if lm.adapter == FOLLOW and len(active) != 1:
-            raise UserError(f"{len(active)} adapters are active together", lm.name, "lm.with_adapter(name)")
-        _save_adapter(lm, path, active[0] if lm.adapter in (FOLLOW, None) else str(lm.adapter))
+        save_adapter(lm, path)
     else:
         _save_model(lm, path, dtype or lm.dtype, max_shard_size)
-    for file in path.glob("*.safetensors"):
-        make_readable(file)  # safetensors writes for its owner alone
+        _make_readable(path)
     _save_tokenizer(lm.tokenizer, path)
+
+
+def save_adapter(lm: LanguageModel, directory: Path) -> None:
+    """Write the adapter of `lm` alone: what peft loads, without a tokenizer."""
+    active = list(lm.model.base_model.active_adapters)
+    if lm.adapter == FOLLOW and len(active) != 1:
+        raise UserError(f"{len(active)} adapters are active together", lm.name, "lm.with_adapter(name)")
+    directory.mkdir(parents=True, exist_ok=True)
+    _save_adapter(lm, directory, active[0] if lm.adapter in (FOLLOW, None) else str(lm.adapter))
+    _make_readable(directory)
+
+
+def _make_readable(directory: Path) -> None:
+    for file in directory.glob("*.safetensors"):
+        make_readable(file)  # safetensors writes for its owner alone
 
 
 def _save_model(lm: LanguageModel, path: Path, stored: torch.dtype, max_shard_size: str) -> None:

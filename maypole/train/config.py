@@ -9,6 +9,7 @@ from maypole.models.peft_options import PeftOptions
 
 Precision = Literal["auto", "fp32", "bf16"]
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "cosine_with_min_lr", "warmup_stable_decay")
+OPTIMIZERS = ("adamw_torch", "rmsprop")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
@@ -19,7 +20,8 @@ class TrainConfig:
     `tokens_per_batch` and `gradient_checkpointing` change memory and speed, never what is learnt.
     """
 
-    learning_rate: float = setting(2e-5, help="peak learning rate of AdamW; adapters want about 2e-4")
+    learning_rate: float = setting(2e-5, help="peak learning rate; adapters want about 2e-4")
+    round_learning_rates: tuple[float, ...] = setting((), help="one for each round of an online run, instead of one")
     num_train_epochs: float = setting(1.0, help="passes over the rows")
     max_steps: int = setting(-1, help="optimiser steps, instead of epochs")
     examples_per_step: int = setting(32, help="rows in one optimiser step")
@@ -28,6 +30,7 @@ class TrainConfig:
     lr_scheduler_type: str = setting("linear", help=", ".join(SCHEDULES))
     lr_scheduler_kwargs: dict[str, Any] = setting(factory=dict, help="further settings of the schedule")
     warmup_ratio: float = setting(0.0, help="share of the steps with a rising learning rate")
+    optim: str = setting("adamw_torch", help=", ".join(OPTIMIZERS))
     weight_decay: float = setting(0.0, help="on matrices; never on embeddings, norms and biases")
     adam_beta1: float = setting(0.9, help="how much of AdamW's mean gradient is kept in a step")
     adam_beta2: float = setting(0.999, help="how much of its mean squared gradient is kept")
@@ -36,7 +39,9 @@ class TrainConfig:
     precision: Precision = setting("auto", help="auto: bf16 autocast where the hardware has it, else fp32")
     peft: PeftOptions | None = setting(None, help="train an adapter instead of all weights")
     reference_logps: Literal["cached", "live"] = setting("cached", help="keep the reference's log-probs, or recompute")
-    optimizer: Literal["continue", "fresh"] = setting("continue", help="its state at the boundary of two rounds")
+    optimizer: Literal["continue", "fresh"] = setting(
+        "continue", help="at the boundary of two rounds: goes on, or its state and the schedule begin anew"
+    )
     tokens_per_batch: int | Literal["auto"] = setting("auto", key=False, help="tokens computed at a time")
     gradient_checkpointing: bool | Literal["auto"] = setting("auto", key=False, help="recompute to save memory")
     save_steps: int = setting(200, key=False, help="steps between checkpoints")
@@ -49,6 +54,7 @@ class TrainConfig:
         check("precision", self.precision, ("auto", "fp32", "bf16"))
         check("reference_logps", self.reference_logps, ("cached", "live"))
         check("optimizer", self.optimizer, ("continue", "fresh"))
+        check("optim", self.optim, OPTIMIZERS)
         for tracker in self.report_to:
             check("report_to", tracker, TRACKERS)
         for name in ("examples_per_step", "save_steps", "logging_steps"):
@@ -56,6 +62,11 @@ class TrainConfig:
                 raise ConfigError(name, getattr(self, name), "1 or more")
         if self.learning_rate <= 0:
             raise ConfigError("learning_rate", self.learning_rate, "above 0")
+        if any(rate <= 0 for rate in self.round_learning_rates):
+            raise ConfigError("round_learning_rates", self.round_learning_rates, "above 0")
+        if self.round_learning_rates and self.optimizer != "fresh":
+            what = "one schedule for all rounds, learning_rate; or optimizer fresh, with a schedule for each"
+            raise ConfigError("round_learning_rates", self.round_learning_rates, what)
         if self.max_steps == 0 or self.max_steps < -1:
             raise ConfigError("max_steps", self.max_steps, "1 or more, or -1 to go by epochs")
         if self.max_steps < 0 and self.num_train_epochs <= 0:

@@ -102,7 +102,7 @@ def choose_checkpointing(lm: LanguageModel, source: Source, plan: dict[str, Any]
 
 
 def peak_memory(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> int:
-    """Bytes at the largest step: what is there before it, gradients, Adam's moments, activations, a chunk of logits."""
+    """Bytes at the largest step: what is there before it, gradients and moments, activations, a chunk of logits."""
     config: Any = lm.transformer.config.get_text_config()
     seen = trial(lm, source, plan["precision"])
     parameters = list(lm.model.parameters())
@@ -116,7 +116,8 @@ def peak_memory(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> int:
     activations = ALLOCATED * (kept + layer)  # the gradients of a layer's activations stand beside them
     head = CHUNK * config.vocab_size * (4 + 4 + 2) + 4 * config.vocab_size * config.hidden_size
     code = KEPT_CODE_BYTES if plan["precision"] == "bf16" and lm.device.type == "cpu" else 0
-    return int(seen.there + 12 * trainable + seen.saved_always + activations + head + code)
+    optimiser = 4 * (1 + source.moments) * trainable  # with the gradient
+    return int(seen.there + optimiser + seen.saved_always + activations + head + code)
 
 
 @dataclass(frozen=True, slots=True)

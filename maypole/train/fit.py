@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from maypole.core.artifact import Artifact
-from maypole.core.errors import UnsupportedCapability, UserError
+from maypole.core.errors import ConfigError, UnsupportedCapability, UserError
 from maypole.core.progress import say, track
 from maypole.core.seeds import derive
 from maypole.models.attention import attention_plan, current_plan
@@ -26,12 +26,12 @@ from maypole.models.language_model import LanguageModel
 from maypole.train.config import TrainConfig
 from maypole.train.estimate import Estimate, choose_checkpointing, estimate
 from maypole.train.objective import Objective, Rounds
-from maypole.train.precision import decide, has_bf16, masters
+from maypole.train.precision import Arithmetic, decide, has_bf16, masters
 from maypole.train.ranks import ALONE, Ranks, join
+from maypole.train.reference import Earlier, EarlierPolicy, ReferenceLogps
 from maypole.train.result import load_result, save_result
 from maypole.train.sharding import sharded
 from maypole.train.source import Source, Work, nonempty, work
-from maypole.train.step import ReferenceLogps
 from maypole.train.trackers import TENSORBOARD, check_installed, tensorboard
 from maypole.train.trainable import as_before_on_error, make_trainable
 from maypole.train.trainer import PackedTrainer, finished_checkpoints
@@ -48,7 +48,7 @@ def fit(
     *,
     out: str | Path | Artifact,
     seed: int = 0,
-    reference: LanguageModel | None = None,
+    reference: LanguageModel | Earlier | None = None,
     eval_rows: Dataset | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Artifact:
@@ -66,7 +66,8 @@ def fit(
         are kept in it, and finishing is its owner's.
     reference
         A frozen model for objectives that need its log-probs; a view of the same module (``lm.with_adapter(None)``)
-        costs no memory.
+        costs no memory. Or the policy itself as it was, "initial" before its first step or "previous" when the round
+        began: no model either, whatever learns.
     """
     ranks = join()
     with ranks.together():
@@ -80,7 +81,7 @@ def _fit(
     config: TrainConfig,
     out: str | Path | Artifact,
     seed: int,
-    reference: LanguageModel | None,
+    reference: LanguageModel | Earlier | None,
     eval_rows: Dataset | None,
     callbacks: Sequence[TrainerCallback],
     ranks: Ranks,
@@ -117,7 +118,7 @@ def _train(
     config: TrainConfig,
     artifact: Artifact,
     seed: int,
-    reference: LanguageModel | None,
+    reference: LanguageModel | Earlier | None,
     eval_rows: Dataset | None,
     callbacks: Sequence[TrainerCallback],
     ranks: Ranks,
@@ -130,6 +131,9 @@ def _train(
     device = ranks.device or lm.device
     length = min(config.max_length or lm.max_length, lm.max_length)
     source = Source(rows, objective, lm, config, max_length=length, seed=seed, folder=artifact.path, ranks=ranks)
+    if config.round_learning_rates and len(config.round_learning_rates) != source.rounds:
+        rates = config.round_learning_rates
+        raise ConfigError("round_learning_rates", rates, f"one for each round, here {source.rounds}")
     with as_before_on_error(lm):
         make_trainable(lm, config, seed, artifact.path, artifact.out, ranks)
         self_test(lm.model)
@@ -145,12 +149,8 @@ def _train(
         with masters(lm.model, plan["precision"], lm.dtype), _checkpointing(lm, plan["gradient_checkpointing"]):
             expected = ranks.lead(lambda: estimate(lm, source, plan))
             expected = replace(expected, seconds=expected.seconds / ranks.size)
-            frozen = None
-            if reference is not None:
-                self_test(reference.model)
-                kept = artifact.checkpoints if config.reference_logps == "cached" else None
-                frozen = ReferenceLogps(reference, plan["precision"], kept)
             evaluation = _evaluation(eval_rows, objective, lm, length, plan["tokens_per_batch"], ranks)
+            frozen = _reference(reference, lm, source, config, plan["precision"], artifact, evaluation, ranks)
             with sharded(lm, ranks):
                 trainer = PackedTrainer(
                     lm, objective, source, config, ranks=ranks, arithmetic=plan["precision"],
@@ -161,8 +161,35 @@ def _train(
                 return _run(trainer, artifact, expected)
 
 
+def _reference(
+    reference: LanguageModel | Earlier | None,
+    lm: LanguageModel,
+    source: Source,
+    config: TrainConfig,
+    arithmetic: Arithmetic,
+    artifact: Artifact,
+    evaluation: Work | None,
+    ranks: Ranks,
+) -> ReferenceLogps | None:
+    if reference is None:
+        return None
+    if isinstance(reference, LanguageModel):
+        self_test(reference.model)
+        kept = artifact.checkpoints if config.reference_logps == "cached" else None
+        return ReferenceLogps(reference, arithmetic, kept)
+    if config.reference_logps == "live":
+        what = "cached: an earlier policy stands in no model that could be asked"
+        raise ConfigError("reference_logps", config.reference_logps, what)
+    if reference == "previous" and evaluation is not None:
+        raise UserError("a loss on eval_rows has no one reference where that moves", "reference", '"initial"')
+    rounds = artifact.path / "rounds" if source.rounds > 1 else None
+    return EarlierPolicy(
+        lm, reference, arithmetic, artifact.checkpoints, rounds=rounds, ranks=ranks, evaluation=evaluation
+    )
+
+
 def _check_processes(
-    lm: LanguageModel, rows: Dataset | Rounds, reference: LanguageModel | None, ranks: Ranks
+    lm: LanguageModel, rows: Dataset | Rounds, reference: LanguageModel | Earlier | None, ranks: Ranks
 ) -> None:
     """UserError says what several processes cannot do together, before they begin."""
     if ranks.device is not None and not ranks.sharded and lm.device.type != ranks.device.type:
@@ -174,7 +201,9 @@ def _check_processes(
         expected = "whole weights in every process: without --use_fsdp"
         raise UnsupportedCapability("rounds need whole weights to make their rows", "--use_fsdp", expected)
     shared = {id(p) for p in lm.model.parameters()}
-    if reference is not None and any(id(p) in shared for p in reference.model.parameters()):
+    if reference is None:
+        return
+    if isinstance(reference, str) or any(id(p) in shared for p in reference.model.parameters()):
         expected = "a reference that is loaded apart, or a launch without --use_fsdp"
         raise UnsupportedCapability("a view of the model whose weights are split cannot be one", "reference", expected)
 

@@ -67,6 +67,7 @@ class Source:
         self._given, self._objective, self._lm, self._config = rows, objective, lm, config
         self._max_length, self._seed, self._folder, self._ranks = max_length, seed, folder, ranks
         self.examples_per_step = config.examples_per_step
+        self.moments = 1 if config.optim == "rmsprop" else 2
         self.rounds = 1 if isinstance(rows, Dataset) else rows.count
         self.tokens_per_batch = 0  # set once memory is known
         self._current: tuple[int, Dataset, TokenStore] | None = None

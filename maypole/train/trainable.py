@@ -3,6 +3,7 @@
 Knows nothing about rows, losses or steps.
 """
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,9 +12,11 @@ from pathlib import Path
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from maypole.core.atomic import fsync_directory, fsync_tree
 from maypole.core.errors import UserError
 from maypole.models.adapters import merged, new_adapter, strip
 from maypole.models.language_model import FOLLOW, LanguageModel
@@ -108,8 +111,34 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def load_trainable(model: nn.Module, checkpoint: Path) -> None:
     """Copy a checkpoint's weights into the model's trainable parameters."""
-    stored = load_file(checkpoint / WEIGHTS)
-    with torch.no_grad():
+    with torch.no_grad(), safe_open(checkpoint / WEIGHTS, "pt") as stored:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(split_like(parameter, stored[name]))
+                parameter.copy_(split_like(parameter, stored.get_tensor(name)))
+
+
+def keep_trainable(model: nn.Module, checkpoint: Path) -> None:
+    """Write what `load_trainable` reads; a directory that is there already is left alone."""
+    if checkpoint.is_dir():
+        return
+    part = checkpoint.with_suffix(".tmp")
+    part.mkdir(parents=True, exist_ok=True)
+    save_file(trainable_state(model), part / WEIGHTS)
+    fsync_tree(part)
+    part.rename(checkpoint)
+    fsync_directory(checkpoint.parent)
+
+
+@contextmanager
+def standing_as(lm: LanguageModel, checkpoint: Path, *, aside: Path) -> Iterator[None]:
+    """Inside, a checkpoint's weights stand in the place of those that learn, which are in `aside` on the disk."""
+    aside.mkdir(exist_ok=True)
+    save_file(trainable_state(lm.model), aside / WEIGHTS)
+    try:
+        load_trainable(lm.model, checkpoint)
+        lm.base_changed()
+        yield
+    finally:
+        load_trainable(lm.model, aside)
+        lm.base_changed()
+        shutil.rmtree(aside)

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from maypole.train.config import TrainConfig
 from maypole.train.objective import Objective
 from maypole.train.precision import Arithmetic, autocast
 from maypole.train.ranks import Ranks
+from maypole.train.reference import ReferenceLogps
 from maypole.train.sharding import local, run_whole, split_like, whole
 from maypole.train.source import Source, Work
-from maypole.train.step import ReferenceLogps, loss_of
+from maypole.train.step import loss_of
 from maypole.train.trackers import TENSORBOARD
 from maypole.train.trainable import WEIGHTS, load_trainable, trainable_state, trains_base
 
@@ -152,23 +154,44 @@ class PackedTrainer(transformers.Trainer):
             decayed = [p for _, p in trainable if p.ndim > 1 and id(p) not in plain]
             others = [p for _, p in trainable if p.ndim <= 1 or id(p) in plain]
             groups = [{"params": decayed, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}]
-            betas = (c.adam_beta1, c.adam_beta2)
-            self.optimizer = torch.optim.AdamW(
-                [g for g in groups if g["params"]], lr=c.learning_rate, betas=betas, eps=c.adam_epsilon, fused=True
-            )
+            groups = [group for group in groups if group["params"]]
+            if c.optim == "rmsprop":
+                self.optimizer = torch.optim.RMSprop(groups, lr=c.learning_rate)
+            else:
+                betas = (c.adam_beta1, c.adam_beta2)
+                self.optimizer = torch.optim.AdamW(
+                    groups, lr=c.learning_rate, betas=betas, eps=c.adam_epsilon, fused=True
+                )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
+            anew = self.config.optimizer == "fresh"
+            num_training_steps = self.source.steps_per_round if anew else num_training_steps
             warmup = round(self.config.warmup_ratio * num_training_steps)
             kind, kwargs = self.config.lr_scheduler_type, dict(self.config.lr_scheduler_kwargs)
             try:
-                self.lr_scheduler = get_scheduler(kind, optimizer or self.optimizer, warmup, num_training_steps, kwargs)
+                made: Any = get_scheduler(kind, optimizer or self.optimizer, warmup, num_training_steps, kwargs)
             except (TypeError, ValueError) as error:
                 accepted = f"what transformers' {kind} schedule takes ({error})"
                 raise ConfigError("lr_scheduler_kwargs", kwargs, accepted) from error
+            if anew:
+                shapes = [self._in_every_round(shape) for shape in made.lr_lambdas]
+                made = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, shapes)
+            self.lr_scheduler = made
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _in_every_round(self, shape: Callable[[int], float]) -> Callable[[int], float]:
+        """The schedule `shape` of one round's steps begun anew in each, scaled to the round's own learning rate."""
+        length, rates = self.source.steps_per_round, self.config.round_learning_rates
+
+        def scaled(step: int) -> float:
+            number = min(step // length, self.source.rounds - 1)
+            rate = rates[number] / self.config.learning_rate if rates else 1.0
+            return rate * shape(step - number * length)
+
+        return scaled
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> torch.Tensor:
         """The norm before clipping, measured once; the Trainer's own hook for clipping is not needed beside it."""
@@ -189,9 +212,10 @@ class PackedTrainer(transformers.Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """All batches of one optimiser step; their summed loss over the step's denominator."""
-        work = self.source.step(int(inputs["step"]))
+        index = int(inputs["step"])
+        work = self.source.step(index)
         if work.round != self._round:
-            self._begin_round(work)
+            self._begin_round(work.round, index)
         model.train()
         total, sums = self._sum(work, backward=True)
         value = total / work.denominator
@@ -205,10 +229,14 @@ class PackedTrainer(transformers.Trainer):
         self.tokens_seen += work.tokens
         return value.float()
 
-    def _begin_round(self, work: Work) -> None:
+    def _begin_round(self, round: int, index: int) -> None:
+        """Before its first step, `index`."""
         if self.config.optimizer == "fresh" and self._round >= 0:
             self.optimizer.state.clear()
-        self._round = work.round
+        self._round = round
+        if self.reference is not None:
+            steps = range(index, min(index + self.source.steps_per_round, self.source.steps))
+            self.reference.begin(round, map(self.source.step, steps))
 
     def _sum(self, work: Work, *, backward: bool) -> tuple[torch.Tensor, Counter[str]]:
         """The objective's sum over all rows of `work`, and its metrics' sums; with `backward` the gradient of both.
@@ -363,7 +391,8 @@ class _Bookkeeping(TrainerCallback):
         if self.base:
             self.trainer.lm.base_changed()
         source = self.trainer.source
-        if source.rounds > 1 and state.global_step % source.steps_per_round == 0:
+        # A round of one step is kept like any step: its rows are on the disk, and all else is soon done again.
+        if source.rounds > 1 and source.steps_per_round > 1 and state.global_step % source.steps_per_round == 0:
             control.should_save = True
         if self.trainer.evaluation and state.global_step == state.max_steps:
             control.should_evaluate = True

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from maypole.models.attention import packed_execution
 from maypole.train import Segment
 from maypole.train.batch import pack
-from maypole.train.step import ReferenceLogps, loss_of
+from maypole.train.reference import ReferenceLogps
+from maypole.train.step import loss_of
 from tests.tiny_models import FAMILIES, MIXTURES, model_of
 from tests.train.train_fixtures import (
     Trees,

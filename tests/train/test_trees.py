@@ -8,7 +8,7 @@ import torch
 
 from maypole.train import Segment
 from maypole.train.batch import pack
-from maypole.train.step import ReferenceLogps
+from maypole.train.reference import ReferenceLogps
 from tests.tiny_models import model_of
 from tests.train.train_fixtures import (
     Preferences,

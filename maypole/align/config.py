@@ -1,0 +1,33 @@
+"""How an online run goes round. Knows nothing about torch: command lines import it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from maypole.core.config import check, pass_on, setting
+from maypole.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineConfig:
+    """A round draws prompts, samples, has them judged and trains on what its method makes of them.
+
+    With `prompts_per_round` equal to `train.examples_per_step` the policy is fresh at every step; with the default a
+    round is a whole slice of the prompts.
+    """
+
+    rounds: int = setting(3, help="times that the policy samples anew")
+    prompts_per_round: int | None = setting(None, help="drawn without repetition; default: all prompts, shared out")
+    reference: Literal["initial", "previous"] = setting(
+        "initial", help="what the policy is held to: itself before the first step, or when the round began"
+    )
+    both_orders: bool = setting(True, help="ask a judge that compares two answers in both orders")
+    on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="stop, or skip-row")
+
+    def __post_init__(self) -> None:
+        check("reference", self.reference, ("initial", "previous"))
+        check("on_judge_error", self.on_judge_error, ("stop", "skip-row"))
+        if self.rounds < 1:
+            raise ConfigError("rounds", self.rounds, "1 or more")
+        if self.prompts_per_round is not None and self.prompts_per_round < 1:
+            raise ConfigError("prompts_per_round", self.prompts_per_round, "1 or more")
+        pass_on(OnlineConfig, self)

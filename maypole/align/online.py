@@ -1,0 +1,218 @@
+"""The one online loop: draw prompts, sample from the policy as it is, have the answers judged, train on what the method
+makes of them, and again.
+
+`fit` runs it as rows made on the way, so that one optimiser, one schedule and one artifact span all rounds. What is on
+the disk is never made again: a chunk of samples is final when it is whole, first as it was drawn, then as it was
+judged; a round's samples, and then its rows, before its first step. Killed anywhere, the same call goes on with the
+same rows and ends with the same weights. Knows nothing about losses: methods are `maypole.align.method.Method`.
+"""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from maypole.align.config import OnlineConfig
+from maypole.align.drawing import draw, schema_of
+from maypole.align.judging import Judge, judged
+from maypole.align.method import Method, candidates
+from maypole.core.artifact import Artifact
+from maypole.core.atomic import whole_file
+from maypole.core.errors import ConfigError, JudgeError, UserError
+from maypole.core.progress import track
+from maypole.core.seeds import derive
+from maypole.data import PROMPT, read
+from maypole.engine import Engine
+from maypole.models.language_model import LanguageModel
+from maypole.train.config import TrainConfig
+from maypole.train.fit import fit
+from maypole.train.ranks import join
+from maypole.train.result import save_result
+
+CHUNK = 64
+"""Prompts that are drawn together, always the same ones, so that a resumed run repeats what was cut off exactly."""
+
+log = logging.getLogger(__name__)
+
+
+def online(
+    lm: LanguageModel,
+    prompts: Dataset,
+    judge: Judge,
+    method: Method,
+    config: OnlineConfig,
+    train: TrainConfig,
+    *,
+    out: str | Path | Artifact,
+    seed: int = 0,
+) -> Artifact:
+    """Train `lm` in place, round by round, on its own judged answers; the artifact is a checkpoint or adapter.
+
+    ``OUT/rounds/NNN`` has the samples of a round (`maypole.align.method` says what they hold) and its training rows.
+
+    Parameters
+    ----------
+    prompts
+        Rows with a prompt, and with the columns that the judge or the method wants to see.
+    judge
+        A Reward or a Preference; either serves any method.
+    out
+        A path: the artifact is opened, finished and returned. An open Artifact: finishing is its owner's.
+    """
+    drawn_prompts(len(prompts), config, seed)  # whether there are enough of them
+    if candidates(method) < 2:
+        raise UserError("one candidate for each prompt leaves nothing to compare", "n", "2 or more")
+
+    def begin() -> Artifact:
+        parts = {"online": config, "train": train}
+        inputs: dict[str, object] = {"model": lm, "prompts": prompts, "judge": judge, "method": method}
+        return Artifact.open(out, kind="online", config=parts, inputs=inputs, seed=seed)  # type: ignore[arg-type]
+
+    if isinstance(out, Artifact):
+        return _run(lm, prompts, judge, method, config, train, out, seed)
+    ranks = join()
+    with ranks.together(), ranks.open(begin) as artifact, ranks.together():
+        _run(lm, prompts, judge, method, config, train, artifact, seed)
+        if not artifact.finished:
+            ranks.lead(lambda: save_result(lm, artifact, artifact.manifest["metrics"]))
+            ranks.finish(artifact)
+        return artifact
+
+
+def _run(
+    lm: LanguageModel,
+    prompts: Dataset,
+    judge: Judge,
+    method: Method,
+    config: OnlineConfig,
+    train: TrainConfig,
+    artifact: Artifact,
+    seed: int,
+) -> Artifact:
+    rounds = OnlineRounds(prompts, judge, method, config, artifact=artifact, seed=seed)
+    reference = config.reference if "reference" in method.objective.needs else None
+    return fit(lm, rows=rounds, objective=method.objective, config=train, out=artifact, seed=seed, reference=reference)
+
+
+def drawn_prompts(count: int, config: OnlineConfig, seed: int) -> list[NDArray[np.int64]]:
+    """Of each round the rows, out of `count`, whose prompts it draws: pass after pass over all of them, each in an
+    order of its own; or one pass shared out where no number is given."""
+    wanted = config.prompts_per_round
+    if wanted is None:
+        if config.rounds > count:
+            raise ConfigError("rounds", config.rounds, f"at most {count}, the number of prompts, or prompts_per_round")
+        return np.array_split(_pass(count, seed, 0), config.rounds)
+    if wanted > count:
+        raise ConfigError("prompts_per_round", wanted, f"at most {count}, the number of prompts")
+    found: list[NDArray[np.int64]] = []
+    waiting = np.zeros(0, dtype=np.int64)
+    number = 0
+    while len(found) < config.rounds:
+        if len(waiting) < wanted:
+            waiting = np.concatenate([waiting, _pass(count, seed, number)])
+            number += 1
+        found.append(waiting[:wanted])
+        waiting = waiting[wanted:]
+    return found
+
+
+def _pass(count: int, seed: int, number: int) -> NDArray[np.int64]:
+    return np.random.default_rng(derive(seed, "prompts", number)).permutation(count)
+
+
+class OnlineRounds:
+    """The rounds of an online run, for `fit`: folders in the artifact; chunks that are not yet a whole in its
+    checkpoints."""
+
+    def __init__(
+        self,
+        prompts: Dataset,
+        judge: Judge,
+        method: Method,
+        config: OnlineConfig,
+        *,
+        artifact: Artifact,
+        seed: int,
+    ) -> None:
+        self.prompts, self.judge, self.method, self.config = prompts, judge, method, config
+        self.artifact, self.seed = artifact, seed
+        self.count = config.rounds
+        self.schema = schema_of(prompts.features.arrow_schema)
+        self.columns = [name for name in prompts.column_names if name != "prompt"]
+        self._chosen = drawn_prompts(len(prompts), config, seed)
+        self._engine: Engine | None = None
+        self._base = 0
+
+    def folder(self, round: int) -> Path:
+        return self.artifact.path / "rounds" / f"{round:03}"
+
+    def __call__(self, round: int, lm: LanguageModel) -> Dataset:
+        path = self.folder(round) / "samples.parquet"
+        if not path.is_file():
+            self._sample(round, lm, path)
+        samples = read(path, PROMPT)
+        known = [i for i, scores in enumerate(samples.select_columns(["scores"])["scores"]) if scores is not None]
+        if not known:
+            raise JudgeError(f"it judged all candidates of none of {len(samples)} prompts", f"round {round}")
+        made = self.method.rows(samples if len(known) == len(samples) else samples.select(known))
+        log.info("round %d: %d prompts judged of %d, %d rows", round, len(known), len(samples), len(made))
+        return made
+
+    def engine(self, lm: LanguageModel) -> Engine:
+        """The engine with the policy as it is: weights are shared, an adapter's are copied."""
+        if self._engine is None:
+            self._engine = Engine(lm)
+        elif lm.adapters and lm.base_version == self._base:
+            self._engine.update(lm, lm.model.active_adapters[0])
+        else:
+            self._engine.update(lm)
+        self._base = lm.base_version
+        return self._engine
+
+    def _sample(self, round: int, lm: LanguageModel, path: Path) -> None:
+        """All candidates of the round with the judge's word, on the disk as one file."""
+        chosen = self._chosen[round]
+        work = self.artifact.checkpoints / f"round-{round:03}"
+        work.mkdir(exist_ok=True)
+        engine: Engine | None = None
+        parts: list[Path] = []
+        with track(f"round {round}", len(chosen), "prompts") as step:
+            for first in range(0, len(chosen), CHUNK):
+                numbers = chosen[first : first + CHUNK]
+                drawn, done = (work / f"{first:08}.{kind}.parquet" for kind in ("drawn", "judged"))
+                if not drawn.is_file():
+                    engine = engine or self.engine(lm)
+                    engine.close()  # what it has read already must not decide who is computed with whom
+                    rows = [dict(row) for row in self.prompts.select(numbers.tolist())]
+                    made = draw(engine, rows, numbers.tolist(), self.method, seed=self.seed, round=round, first=first)
+                    self._write(drawn, made)
+                if not done.is_file():
+                    self._write(done, self._judged(pq.read_table(drawn).to_pylist()))
+                parts.append(done)
+                step(len(numbers))
+        if engine is not None:
+            engine.close()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as part, pq.ParquetWriter(part, self.schema) as file:
+            for table in map(pq.read_table, parts):
+                file.write_table(table)
+        shutil.rmtree(work)
+
+    def _judged(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        config = self.config
+        return judged(
+            samples, self.judge, self.method.judge, self.columns,
+            both_orders=config.both_orders, on_judge_error=config.on_judge_error,
+        )  # fmt: skip
+
+    def _write(self, path: Path, samples: Sequence[dict[str, Any]] | Any) -> None:
+        table = pa.Table.from_pylist(list(samples), self.schema)
+        with whole_file(path) as part:
+            pq.write_table(table, part)
