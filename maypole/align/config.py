@@ -21,6 +21,7 @@ class OnlineConfig:
         "initial", help="what the policy is held to: itself before the first step, or when the round began"
     )
     both_orders: bool = setting(True, help="ask a judge that compares two answers in both orders")
+    eval_max_tokens: int = setting(256, help="longest answer to a prompt of --eval-data")
     on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="stop, or skip-row")
 
     def __post_init__(self) -> None:
@@ -30,4 +31,6 @@ class OnlineConfig:
             raise ConfigError("rounds", self.rounds, "1 or more")
         if self.prompts_per_round is not None and self.prompts_per_round < 1:
             raise ConfigError("prompts_per_round", self.prompts_per_round, "1 or more")
+        if self.eval_max_tokens < 1:
+            raise ConfigError("eval_max_tokens", self.eval_max_tokens, "1 or more")
         pass_on(OnlineConfig, self)

@@ -7,9 +7,11 @@ judged; a round's samples, and then its rows, before its first step. Killed anyw
 same rows and ends with the same weights. Knows nothing about losses: methods are `maypole.align.method.Method`.
 """
 
+import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +20,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 from numpy.typing import NDArray
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from maypole.align.config import OnlineConfig
 from maypole.align.drawing import draw, schema_of
 from maypole.align.judging import Judge, judged
+from maypole.align.measuring import Evaluation, measured
 from maypole.align.method import Method, candidates
 from maypole.core.artifact import Artifact
-from maypole.core.atomic import whole_file
+from maypole.core.atomic import whole_file, write_atomic
 from maypole.core.errors import ConfigError, JudgeError, UserError
 from maypole.core.progress import track
 from maypole.core.seeds import derive
 from maypole.data import PROMPT, read
 from maypole.engine import Engine
+from maypole.engine.updating import default_adapter
 from maypole.models.language_model import LanguageModel
 from maypole.train.config import TrainConfig
 from maypole.train.fit import fit
 from maypole.train.ranks import join
 from maypole.train.result import save_result
 
+REPORT = "report.json"
 CHUNK = 64
 """Prompts that are drawn together, always the same ones, so that a resumed run repeats what was cut off exactly."""
 
@@ -52,10 +58,12 @@ def online(
     *,
     out: str | Path | Artifact,
     seed: int = 0,
+    eval_prompts: Dataset | None = None,
 ) -> Artifact:
     """Train `lm` in place, round by round, on its own judged answers; the artifact is a checkpoint or adapter.
 
-    ``OUT/rounds/NNN`` has the samples of a round (`maypole.align.method` says what they hold) and its training rows.
+    ``OUT/rounds/NNN`` has the samples of a round (`maypole.align.method` says what they hold) and its training rows,
+    ``OUT/rounds.json`` a line for each round with what `maypole.align.measuring` measured in it and after it.
 
     Parameters
     ----------
@@ -65,40 +73,45 @@ def online(
         A Reward or a Preference; either serves any method.
     out
         A path: the artifact is opened, finished and returned. An open Artifact: finishing is its owner's.
+    eval_prompts
+        Rows like `prompts`, to measure the policy on after every round, against itself before the first.
     """
     drawn_prompts(len(prompts), config, seed)  # whether there are enough of them
     if candidates(method) < 2:
         raise UserError("one candidate for each prompt leaves nothing to compare", "n", "2 or more")
-
-    def begin() -> Artifact:
+    if not isinstance(out, Artifact):
         parts = {"online": config, "train": train}
         inputs: dict[str, object] = {"model": lm, "prompts": prompts, "judge": judge, "method": method}
-        return Artifact.open(out, kind="online", config=parts, inputs=inputs, seed=seed)  # type: ignore[arg-type]
-
-    if isinstance(out, Artifact):
-        return _run(lm, prompts, judge, method, config, train, out, seed)
-    ranks = join()
-    with ranks.together(), ranks.open(begin) as artifact, ranks.together():
-        _run(lm, prompts, judge, method, config, train, artifact, seed)
-        if not artifact.finished:
-            ranks.lead(lambda: save_result(lm, artifact, artifact.manifest["metrics"]))
-            ranks.finish(artifact)
-        return artifact
-
-
-def _run(
-    lm: LanguageModel,
-    prompts: Dataset,
-    judge: Judge,
-    method: Method,
-    config: OnlineConfig,
-    train: TrainConfig,
-    artifact: Artifact,
-    seed: int,
-) -> Artifact:
-    rounds = OnlineRounds(prompts, judge, method, config, artifact=artifact, seed=seed)
+        if eval_prompts is not None:
+            inputs["eval_prompts"] = eval_prompts
+        ranks = join()
+        begin = partial(Artifact.open, out, kind="online", config=parts, inputs=inputs, seed=seed)
+        with ranks.together(), ranks.open(begin) as artifact, ranks.together():
+            online(lm, prompts, judge, method, config, train, out=artifact, seed=seed, eval_prompts=eval_prompts)
+            if not artifact.finished:
+                ranks.lead(lambda: save_result(lm, artifact, artifact.manifest["metrics"]))
+                ranks.finish(artifact)
+            return artifact
+    rounds = OnlineRounds(prompts, judge, method, config, artifact=out, seed=seed, eval_prompts=eval_prompts)
     reference = config.reference if "reference" in method.objective.needs else None
-    return fit(lm, rows=rounds, objective=method.objective, config=train, out=artifact, seed=seed, reference=reference)
+    callbacks = [_Lines(rounds)]
+    fit(lm, rounds, method.objective, train, out=out, seed=seed, reference=reference, callbacks=callbacks)
+    if not out.finished:
+        join().lead(lambda: rounds.end(lm))
+    return out
+
+
+class _Lines(TrainerCallback):
+    """What was measured before a round's first step stands in metrics.jsonl at that step."""
+
+    def __init__(self, rounds: "OnlineRounds") -> None:
+        self.rounds = rounds
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        steps = -(-state.max_steps // self.rounds.count)
+        if (state.global_step - 1) % steps == 0 and state.is_world_process_zero:
+            number = (state.global_step - 1) // steps
+            self.rounds.artifact.metrics.log(state.global_step, **self.rounds.before(number))
 
 
 def drawn_prompts(count: int, config: OnlineConfig, seed: int) -> list[NDArray[np.int64]]:
@@ -140,6 +153,7 @@ class OnlineRounds:
         *,
         artifact: Artifact,
         seed: int,
+        eval_prompts: Dataset | None = None,
     ) -> None:
         self.prompts, self.judge, self.method, self.config = prompts, judge, method, config
         self.artifact, self.seed = artifact, seed
@@ -149,11 +163,17 @@ class OnlineRounds:
         self._chosen = drawn_prompts(len(prompts), config, seed)
         self._engine: Engine | None = None
         self._base = 0
+        self._evaluation: Evaluation | None = None
+        if eval_prompts is not None:
+            places = artifact.path / "evaluations", artifact.checkpoints
+            self._evaluation = Evaluation(eval_prompts, judge, config, *places, seed)
 
     def folder(self, round: int) -> Path:
         return self.artifact.path / "rounds" / f"{round:03}"
 
     def __call__(self, round: int, lm: LanguageModel) -> Dataset:
+        if self._evaluation is not None:
+            self._evaluation(round, lm, partial(self.engine, lm))
         path = self.folder(round) / "samples.parquet"
         if not path.is_file():
             self._sample(round, lm, path)
@@ -161,16 +181,34 @@ class OnlineRounds:
         known = [i for i, scores in enumerate(samples.select_columns(["scores"])["scores"]) if scores is not None]
         if not known:
             raise JudgeError(f"it judged all candidates of none of {len(samples)} prompts", f"round {round}")
-        made = self.method.rows(samples if len(known) == len(samples) else samples.select(known))
-        log.info("round %d: %d prompts judged of %d, %d rows", round, len(known), len(samples), len(made))
+        samples = samples if len(known) == len(samples) else samples.select(known)
+        made = self.method.rows(samples)
+        counts = {"round": round, "prompts": len(self._chosen[round]), "judged": len(known), "rows": len(made)}
+        log.info("round %(round)d: %(judged)d of %(prompts)d prompts judged, %(rows)d rows", counts)
+        write_atomic(self.folder(round) / REPORT, json.dumps(counts | measured(samples), indent=2) + "\n")
         return made
+
+    def before(self, round: int) -> dict[str, Any]:
+        """What was measured before the first step of `round`."""
+        seen = json.loads((self.folder(round) / REPORT).read_text())
+        return seen | (self._evaluation.numbers(round) if self._evaluation else {})
+
+    def end(self, lm: LanguageModel) -> None:
+        """The policy is trained: measure it once more, and put all rounds into one table."""
+        table = [json.loads((self.folder(round) / REPORT).read_text()) for round in range(self.count)]
+        if self._evaluation is not None:
+            self._evaluation(self.count, lm, partial(self.engine, lm))
+            table = [line | self._evaluation.numbers(round + 1) for round, line in enumerate(table)]
+        write_atomic(self.artifact.path / "rounds.json", json.dumps(table, indent=2) + "\n")
+        kept = {name: value for name, value in table[-1].items() if name not in ("round", "rows")}
+        self.artifact.manifest["metrics"] |= kept
 
     def engine(self, lm: LanguageModel) -> Engine:
         """The engine with the policy as it is: weights are shared, an adapter's are copied."""
         if self._engine is None:
             self._engine = Engine(lm)
-        elif lm.adapters and lm.base_version == self._base:
-            self._engine.update(lm, lm.model.active_adapters[0])
+        elif lm.base_version == self._base and (adapter := default_adapter(lm)) is not None:
+            self._engine.update(lm, adapter)
         else:
             self._engine.update(lm)
         self._base = lm.base_version
@@ -200,8 +238,11 @@ class OnlineRounds:
         if engine is not None:
             engine.close()
         path.parent.mkdir(parents=True, exist_ok=True)
+        tables = [pq.read_table(part) for part in parts]
+        if not any(map(len, tables)):
+            raise UserError("no prompt leaves the context room for an answer", f"round {round}", "shorter prompts")
         with whole_file(path) as part, pq.ParquetWriter(part, self.schema) as file:
-            for table in map(pq.read_table, parts):
+            for table in tables:
                 file.write_table(table)
         shutil.rmtree(work)
 
@@ -212,7 +253,7 @@ class OnlineRounds:
             both_orders=config.both_orders, on_judge_error=config.on_judge_error,
         )  # fmt: skip
 
-    def _write(self, path: Path, samples: Sequence[dict[str, Any]] | Any) -> None:
+    def _write(self, path: Path, samples: Iterable[dict[str, Any]]) -> None:
         table = pa.Table.from_pylist(list(samples), self.schema)
         with whole_file(path) as part:
             pq.write_table(table, part)

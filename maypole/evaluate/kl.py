@@ -60,9 +60,21 @@ def kl(
     ]
     outputs = draws.generate(requests)
     asked = [ScoreRequest(draws.encode(output.request.prompt), [output.token_ids]) for output in outputs]
-    divergence, tokens = np.zeros(len(prompts)), np.zeros(len(prompts), dtype=np.int64)
-    for i, (output, (scored,)) in enumerate(zip(outputs, scores.score(asked))):
-        log_ratio = np.subtract(scored.logprobs, output.logprobs)
-        divergence[i // samples] += float((np.expm1(log_ratio) - log_ratio).sum()) / samples
-        tokens[i // samples] += len(output.token_ids)
-    return KL(divergence, tokens, bootstrap(divergence, seed=seed))
+    scored = [found.logprobs for (found,) in scores.score(asked)]
+    return divergence([output.logprobs for output in outputs], scored, samples=samples, seed=seed)
+
+
+def divergence(
+    policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], *, samples: int = 1, seed: int = 0
+) -> KL:
+    """KL of completions that the policy drew at temperature 1, from what both say of their tokens.
+
+    `samples` completions that follow each other belong to one prompt, whose item is their mean.
+    """
+    count = len(policy) // samples
+    items, tokens = np.zeros(count), np.zeros(count, dtype=np.int64)
+    for i, (ours, theirs) in enumerate(zip(policy, reference, strict=True)):
+        log_ratio = np.subtract(theirs, ours)
+        items[i // samples] += float((np.expm1(log_ratio) - log_ratio).sum()) / samples
+        tokens[i // samples] += len(ours)
+    return KL(items, tokens, bootstrap(items, seed=seed))

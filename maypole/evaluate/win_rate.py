@@ -87,4 +87,9 @@ def outcomes(
         return call_preference(preference, prompts, a, b, columns, on_judge_error=on_judge_error).array
     of_a = call_reward(asked, prompts, a, columns, on_judge_error=on_judge_error).array
     of_b = call_reward(asked, prompts, b, columns, on_judge_error=on_judge_error).array
+    return compared(of_a, of_b)
+
+
+def compared(of_a: NDArray[np.float64], of_b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(pairs,): 1, ½ or 0 as the score in `of_a` is above, equal to or below the one in `of_b`; NaN where one is."""
     return np.where(np.isnan(of_a) | np.isnan(of_b), np.nan, (np.sign(of_a - of_b) + 1) / 2)

@@ -132,13 +132,17 @@ def keep_trainable(model: nn.Module, checkpoint: Path) -> None:
 @contextmanager
 def standing_as(lm: LanguageModel, checkpoint: Path, *, aside: Path) -> Iterator[None]:
     """Inside, a checkpoint's weights stand in the place of those that learn, which are in `aside` on the disk."""
+
+    def put(weights: Path) -> None:
+        load_trainable(lm.model, weights)
+        if trains_base(lm.model):
+            lm.base_changed()
+
     aside.mkdir(exist_ok=True)
     save_file(trainable_state(lm.model), aside / WEIGHTS)
     try:
-        load_trainable(lm.model, checkpoint)
-        lm.base_changed()
+        put(checkpoint)
         yield
     finally:
-        load_trainable(lm.model, aside)
-        lm.base_changed()
+        put(aside)
         shutil.rmtree(aside)
