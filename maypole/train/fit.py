@@ -126,6 +126,8 @@ def _train(
     if ("reference" in objective.needs) != (reference is not None):
         what = "needs a reference model" if reference is None else "has no use for a reference model"
         raise UserError(f"the objective {type(objective).__name__} {what}", "reference")
+    if isinstance(reference, str):
+        _check_earlier(reference, config, eval_rows)
     _check_processes(lm, rows, reference, ranks)
     check_installed(config.report_to)
     device = ranks.device or lm.device
@@ -177,15 +179,18 @@ def _reference(
         self_test(reference.model)
         kept = artifact.checkpoints if config.reference_logps == "cached" else None
         return ReferenceLogps(reference, arithmetic, kept)
-    if config.reference_logps == "live":
-        what = "cached: an earlier policy stands in no model that could be asked"
-        raise ConfigError("reference_logps", config.reference_logps, what)
-    if reference == "previous" and evaluation is not None:
-        raise UserError("a loss on eval_rows has no one reference where that moves", "reference", '"initial"')
     rounds = artifact.path / "rounds" if source.rounds > 1 else None
     return EarlierPolicy(
         lm, reference, arithmetic, artifact.checkpoints, rounds=rounds, ranks=ranks, evaluation=evaluation
     )
+
+
+def _check_earlier(reference: Earlier, config: TrainConfig, eval_rows: Dataset | None) -> None:
+    if config.reference_logps == "live":
+        what = "cached: an earlier policy stands in no model that could be asked"
+        raise ConfigError("reference_logps", config.reference_logps, what)
+    if reference == "previous" and eval_rows is not None:
+        raise UserError("a loss on eval_rows has no one reference where that moves", "reference", '"initial"')
 
 
 def _check_processes(

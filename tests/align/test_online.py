@@ -28,4 +28,8 @@ def test_every_round_keeps_its_samples_and_the_rows_made_of_them(tmp_path):
             assert row["chosen_ids"] == sample["completion_ids"][best]
             assert row["rejected_ids"] == sample["completion_ids"][worst]
             assert row["prompt_ids"] == sample["prompt_ids"]
-    assert len(lines_of(tmp_path / "out")) == 6
+    lines = lines_of(tmp_path / "out")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 7))
+    assert [(line["step"], line["round"], line["rows"]) for line in lines if "round" in line] == [
+        (1 + 2 * round, round, len(rows_of(tmp_path / "out", round))) for round in range(3)
+    ]

@@ -94,7 +94,7 @@ def logps_by(model: Any, round: int) -> np.ndarray:
 
 @pytest.mark.parametrize("learner", LEARNERS)
 @pytest.mark.parametrize("which", ["initial", "previous"])
-def test_what_is_kept_is_what_the_policy_of_that_time_says(tmp_path, learner: str, which: str):
+def test_what_is_kept_is_what_the_policy_of_that_time_says(tmp_path, learner: str, which: Any):
     lm = lm_with(model_of("llama"))
     watch = Watch(tmp_path / "run", lm)
     wanted = config(max_steps=-1, num_train_epochs=2.0, **LEARNERS[learner])
