@@ -80,10 +80,11 @@ def main(
     measure: Callable[[Arm], Measured],
     *peers: str,
     gpu: str = "",
+    here: bool = False,
 ) -> None:
     """The script's whole command line; `cases(quick)` says what is compared, `peers` are the packages compared with.
 
-    With the name of a `gpu` all arms run in this process.
+    `measure` runs in this process where it is about servers, which have theirs (`here`), or with the name of a `gpu`.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer cases, rounds and steps")
@@ -98,7 +99,7 @@ def main(
     chosen = [case for case in cases(options.quick) if options.only in case.name]
     if not chosen:
         parser.error(f"no case has {options.only!r} in its name: {'; '.join(c.name for c in cases(options.quick))}")
-    run = functools.partial(_here, measure) if gpu else _apart
+    run = functools.partial(_here, measure) if gpu or here else _apart
     found = [_compare(case, run) for case in chosen if not case.missing]
     document = {
         "name": name,
