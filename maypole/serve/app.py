@@ -92,10 +92,7 @@ def create_app(
     async def body_of(kind: Any, request: Request) -> Any:
         if not engine.alive:
             raise ApiError(503, "the engine's loop died; the server must be started again", code="unhealthy")
-        body, unknown = parsed(kind, await read_json(request, limits))
-        if unknown:
-            # A header is one line of ASCII, whatever the names are.
-            request.state.warning = json.dumps([field[:64] for field in unknown[:16]])
+        body = await body_as(kind, request, limits)
         if getattr(body, "model", None):
             request.state.model = body.model if body.model == name or body.model in engine.adapters else ""
         return body
@@ -245,6 +242,15 @@ def create_app(
     app.add_middleware(Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining, public=public)
     app.add_middleware(Account, metrics=metrics, quiet=public | {"/metrics"})
     return app
+
+
+async def body_as(kind: Any, request: Request, limits: Limits) -> Any:
+    """The body as a `kind`; fields that it has not are ignored, and named in a header of the answer."""
+    body, unknown = parsed(kind, await read_json(request, limits))
+    if unknown:
+        # A header is one line of ASCII, whatever the names are.
+        request.state.warning = json.dumps([field[:64] for field in unknown[:16]])
+    return body
 
 
 def answer_errors(app: FastAPI) -> None:

@@ -6,7 +6,7 @@ What a lost replica had not begun to answer is asked of another; what it had beg
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -15,30 +15,31 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from maypole import __version__
+from maypole.serve import page
 from maypole.serve.account import Account
 from maypole.serve.answers import event
-from maypole.serve.app import answer_errors
+from maypole.serve.app import answer_errors, body_as
 from maypole.serve.ending import Ending
 from maypole.serve.generating import left
-from maypole.serve.guard import ApiError, Guard, Limits, Queue, read_json
+from maypole.serve.guard import OPEN, ApiError, Guard, Limits, Queue, read_json
 from maypole.serve.metrics import FrontMetrics
-from maypole.serve.replica import Call
+from maypole.serve.parrot.placement import Capacity
+from maypole.serve.parrot.routes import add_program_routes
+from maypole.serve.parrot.service import Service
+from maypole.serve.parrot.sessions import SessionLimits
+from maypole.serve.passing import RETRIES, Ask, Call, LostReplica
+from maypole.serve.replica_host import ReplicaHost
 from maypole.serve.routing import chain_of
 
 log = logging.getLogger(__name__)
 
 ASKED = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 READ = ("/v1/models", "/v1/models/{model:path}", "/tokenizer_info", "/openapi.json")
-RETRIES = 3
-"""Replicas that may be lost under one request before it fails."""
-
-Ask = Callable[[Call], AsyncGenerator[list[Message], None]]
-"""The messages of a replica's answer; `LostReplica` where it is gone."""
+PATIENCE = 10.0
+"""Seconds that a replica has to say which adapters it holds."""
+NEAREST = ("ready", "host", "loading", "checking", "disk", "draining", "error")
+"""States of an adapter, from where a request starts at once to where it cannot."""
 Result = TypeVar("Result")
-
-
-class LostReplica(Exception):
-    """The replica that answered is gone."""
 
 
 def create_front(
@@ -49,12 +50,22 @@ def create_front(
     keys: tuple[str, ...] = (),
     hosts: tuple[str, ...],
     running: Callable[[], Mapping[str, int]],
+    may_ask: Callable[[str], bool] = lambda adapter: False,
+    capacity: Capacity | None = None,
+    sessions: SessionLimits | None = None,
 ) -> FastAPI:
-    """The application that has `ask` answer what is served as `name`; `running` are requests under way per replica."""
+    """The application that has `ask` answer what is served as `name`; `running` are requests under way per replica.
+
+    Programs run here, their calls at the replicas: for adapters that `may_ask` lets through, within a `capacity` for
+    all replicas together and what `sessions` may hold.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    ending = app.state.ending = Ending(lambda: None)
     metrics = FrontMetrics(running)
     queue = Queue(limits, lambda: 0)
+    host = ReplicaHost(ask, name, may_ask=may_ask, places=limits.max_queue, capacity=capacity or Capacity(),
+                       lost=metrics.lost.inc)  # fmt: skip
+    programs = Service([host], limits=sessions)
+    ending = app.state.ending = Ending(programs.close_all)
 
     async def asked(request: Request) -> Response:
         document = await read_json(request, limits)
@@ -113,10 +124,64 @@ def create_front(
     async def numbers() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    @app.get("/v1/adapters")
+    async def adapters() -> Any:
+        found = await asyncio.gather(*(_read_of(ask, Call("GET", "/v1/adapters", replica=one)) for one in running()))
+        return {"object": "list", "data": _merged(dict(zip(running(), found)))}
+
+    async def of_one_engine() -> None:
+        what = "adapters cannot be loaded and unloaded before replicas, which take a directory of --adapters when a"
+        raise ApiError(501, f"{what} request names it; a server without --ray can (--allow-dynamic)")
+
+    async def body_of(kind: Any, request: Request) -> Any:
+        return await body_as(kind, request, limits)
+
+    async def wait(work: Awaitable[Any], request: Request) -> Any:
+        gone = asyncio.ensure_future(left(request))
+        try:
+            with ending.expiry() as expiry:
+                return await _first_of(work, gone, expiry, asyncio.get_running_loop().time() + limits.timeout)
+        finally:
+            gone.cancel()
+
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+        app.post(path)(of_one_engine)
+    app.router.routes.extend(page.routes())
     answer_errors(app)
-    app.add_middleware(Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining)
-    app.add_middleware(Account, metrics=metrics)
+    add_program_routes(app, programs, body_of, wait, limits)
+    public = OPEN.union(page.contents())
+    app.add_middleware(Guard, hosts=hosts, keys=keys, draining=lambda: ending.draining, public=public)
+    app.add_middleware(Account, metrics=metrics, quiet=public | {"/metrics"})
     return app
+
+
+async def _read_of(ask: Ask, call: Call) -> list[dict[str, Any]]:
+    """The `data` of a list that one replica answers with; nothing where it is gone or too slow."""
+    body = b""
+    try:
+        async with asyncio.timeout(PATIENCE), aclosing(ask(call)) as answer:
+            async for messages in answer:
+                body += b"".join(message.get("body", b"") for message in messages)
+    except (LostReplica, TimeoutError):
+        return []
+    return json.loads(body)["data"]
+
+
+def _merged(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """One row an adapter: as it stands at the replica that has it nearest, and its state at each (`replicas`)."""
+    rows: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for replica, adapters in found.items():
+        for adapter in adapters:
+            rows.setdefault(adapter["id"], []).append((replica, adapter))
+    merged = []
+    for held in rows.values():
+        nearest = min((adapter for _, adapter in held), key=lambda adapter: NEAREST.index(adapter["state"]))
+        used = [adapter["last_used"] for _, adapter in held if adapter["last_used"] is not None]
+        merged.append({
+            **nearest, "last_used": min(used, default=None), "requests": sum(one["requests"] for _, one in held),
+            "replicas": {replica: adapter["state"] for replica, adapter in held},
+        })  # fmt: skip
+    return merged
 
 
 async def _pass_on(

@@ -24,8 +24,11 @@ class AffinityRouter(RequestRouter):
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # where all are full
-        chain = getattr(pending_request.args[0], "chain", ()) if pending_request.args else ()
+        call = pending_request.args[0] if pending_request.args else None
         known = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        if only := getattr(call, "replica", ""):
+            return [[known[only]]] if only in known else []
+        chain = getattr(call, "chain", ())
         return [[known[name]] for name in self.affinity.choose(known, chain)]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:

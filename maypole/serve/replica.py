@@ -5,27 +5,15 @@ Knows nothing of the other replicas, nor of who may ask.
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import Message
 
 from maypole.serve.opening import open_app
-from maypole.serve.routing import Chain
+from maypole.serve.passing import Call
 
 if TYPE_CHECKING:
     from maypole.serve.verbs import ServeOptions
-
-
-@dataclass(frozen=True)
-class Call:
-    """One HTTP request, read whole, and the blocks of its prompt."""
-
-    method: str
-    path: str
-    query: bytes = b""
-    body: bytes = b""
-    chain: Chain = ()
 
 
 class Replica:

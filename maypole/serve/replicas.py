@@ -15,9 +15,12 @@ from starlette.types import Message
 
 from maypole.core.errors import ConfigError, MissingExtra
 from maypole.core.ray_cluster import connected
-from maypole.serve.front import LostReplica, create_front
+from maypole.serve.front import create_front
 from maypole.serve.opening import limits_of, served_name
-from maypole.serve.replica import Call, Replica
+from maypole.serve.parrot.placement import Capacity
+from maypole.serve.parrot.sessions import SessionLimits
+from maypole.serve.passing import Call, LostReplica
+from maypole.serve.replica import Replica
 from maypole.serve.routing import AFFINITIES
 
 if TYPE_CHECKING:
@@ -64,11 +67,18 @@ def open_front(options: "ServeOptions", *, keys: tuple[str, ...], router: str = 
             limits = replace(own, max_queue=own.max_queue * count)
             yield create_front(
                 asking(handle), name=served_name(options), limits=limits, keys=keys, hosts=options.hosts,
-                running=lambda: running(app),
+                running=lambda: running(app), may_ask=lambda adapter: _may_ask(options, adapter),
+                capacity=Capacity(options.latency_tokens * count, options.throughput_tokens * count),
+                sessions=SessionLimits(sessions=options.max_sessions, ttl=options.session_ttl),
             )  # fmt: skip
         finally:
             serve.delete(app)
             AFFINITIES.pop(app, None)
+
+
+def _may_ask(options: "ServeOptions", adapter: str) -> bool:
+    """Whether replicas would answer for an adapter of this name; they look into the same folder."""
+    return adapter in options.found_adapters() or (options.allow_hub and "/" in adapter)
 
 
 def asking(handle: Any) -> Any:

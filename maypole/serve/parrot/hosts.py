@@ -182,14 +182,7 @@ class RemoteHost:
         return model is None or model in self.engine.models
 
     async def read(self, parts: Sequence[Part], mode: Tokenize, model: str | None, salt: str | None) -> Prompt:
-        if mode == "segment":
-            raise UnsupportedCapability("an endpoint reads prompts as one text", self.engine.url, 'tokenize="rendered"')
-        pieces = [part.text.encode() for part in parts]
-        read = np.frombuffer(b"".join(pieces), dtype=np.uint8)
-        ends = np.cumsum([len(piece) for piece in pieces]).tolist()
-        found = Keys(self.engine.url, model, "bytes", salt).at(read, _few(ends))
-        few = tuple(replace(b, tokens=b.tokens // CHARACTERS) for b in found)
-        return Prompt("".join(part.text for part in parts), None, len(read) // CHARACTERS + 1, few)
+        return read_as_text(self.engine.url, parts, mode, model, salt)
 
     def said(self, output: Output) -> Part:
         return Part(output.text)
@@ -203,6 +196,20 @@ class RemoteHost:
         async with aclosing(self.engine.stream(request)) as chunks:
             async for chunk in chunks:
                 yield [chunk]
+
+
+def read_as_text(
+    where: str, parts: Sequence[Part], mode: Tokenize, model: str | None, salt: str | None
+) -> Prompt:  # fmt: skip
+    """A prompt for what reads it elsewhere, its tokens guessed from its length."""
+    if mode == "segment":
+        raise UnsupportedCapability("an endpoint reads prompts as one text", where, 'tokenize="rendered"')
+    pieces = [part.text.encode() for part in parts]
+    read = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+    ends = np.cumsum([len(piece) for piece in pieces]).tolist()
+    found = Keys(where, model, "bytes", salt).at(read, _few(ends))
+    few = tuple(replace(b, tokens=b.tokens // CHARACTERS) for b in found)
+    return Prompt("".join(part.text for part in parts), None, len(read) // CHARACTERS + 1, few)
 
 
 def _few(ends: Sequence[int]) -> list[int]:
