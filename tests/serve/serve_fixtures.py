@@ -68,9 +68,9 @@ def running(app: Any, *, send_buffer: int | None = None, **options: Any) -> Iter
         thread.join()
 
 
-def wait_for(true: Callable[[], bool]) -> None:
-    """Return as soon as it is so; it has to become so within 30 seconds."""
-    end = time.monotonic() + 30
+def wait_for(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Return as soon as it is so; it has to become so within `seconds`."""
+    end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
         time.sleep(0.002)

@@ -1,6 +1,7 @@
 """Replicas on a local Ray cluster of two, behind the routes of one server."""
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 
 from maypole.engine import Engine, Request, Sampling
 from maypole.models.saving import save
+from maypole.serve.parrot import Session
 from maypole.serve.replicas import open_front
 from maypole.serve.verbs import ServeOptions
-from tests.engine.engine_fixtures import lm_of
+from tests.engine.adapter_fixtures import folder_of
+from tests.engine.engine_fixtures import lm_of, with_adapters
+from tests.serve.parrot.test_parrot_programs import join, shout
 from tests.serve.serve_fixtures import PROMPT, running, wait_for
 
 PREFIXES = [f"{word} " * 120 for word in ("one", "two", "three", "four", "five", "six", "seven", "eight")]
@@ -29,14 +33,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(model: Path) -> Iterator[str]:
-    options = ServeOptions(model=str(model), replicas=2, ray="local", threads=1)
+    """Two replicas of the model and its adapter a."""
+    adapters = folder_of(model.parent / "adapters", with_adapters(lm_of(max_position_embeddings=100_000), "a"))
+    options = ServeOptions(model=str(model), adapters=adapters, replicas=2, ray="local", threads=1)
     with open_front(options, keys=()) as front, running(front) as address:
         yield address
 
 
 def asked(url: str, prompt: str, **more: Any) -> dict[str, Any]:
     body = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "ignore_eos": True, "temperature": 0, **more}
-    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -57,7 +63,7 @@ def test_streams_come_in_pieces_and_models_and_errors_are_those_of_a_server(url:
         lines = [line for line in answer.iter_lines() if line]
     assert lines[-1] == "data: [DONE]"
     assert len(lines) > 20
-    assert [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]] == ["tiny"]
+    assert [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]] == ["tiny", "a"]
     wrong = httpx.post(f"{url}/v1/completions", json={"model": "other", "prompt": PROMPT})
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (404, "model_not_found")
 
@@ -71,33 +77,65 @@ def test_a_client_that_leaves_frees_its_place_at_the_replica(url: str):
 
 
 def busy(url: str) -> float:
+    return sum(under_way(url).values())
+
+
+def under_way(url: str) -> dict[str, float]:
+    """Requests that each replica has to answer."""
     lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("maypole_replica_running"))
+    found = (line.split() for line in lines if line.startswith("maypole_replica_running"))
+    return {name: float(count) for name, count in found}
+
+
+def test_a_program_runs_on_the_replicas_and_says_what_it_says_on_one_engine(url: str, model: Path):
+    def told(session: Session) -> list[str]:
+        with session:
+            parts = [shout(text=prefix) for prefix in PREFIXES]
+            return [*session.gather(parts), join(parts=parts).get("latency")]
+
+    assert told(Session(url=url, seed=1)) == told(Session(Engine.load(model), seed=1))
+
+
+def test_the_list_of_adapters_comes_from_every_replica(url: str):
+    asked(url, "x", model="a")
+    found = httpx.get(f"{url}/v1/adapters", timeout=60).json()["data"]
+    assert [(one["id"], one["state"], one["requests"]) for one in found] == [("a", "ready", 1)]
+    assert sorted(found[0]["replicas"].values()) == ["disk", "ready"]
 
 
 def test_a_replica_killed_under_load_loses_its_streams_clearly_and_no_other_request(url: str):
     import ray
 
-    begun: list[str] = []
+    begun: list[int] = []
+    enough = threading.Event()
 
-    def streamed(prompt: str) -> str:
-        body = {**LONG, "max_tokens": 800, "prompt": prompt}
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
-            lines = (line for line in answer.iter_lines() if line)
-            begun.append(next(lines))
-            return list(lines)[-1]
+    def streamed(number: int) -> str:
+        """How a stream that is far too long to end ended; one that is not lost is left."""
+        body, last = {**LONG, "max_tokens": 90_000, "prompt": f"stream {number}"}, ""
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as answer:
+            for line in filter(None, answer.iter_lines()):
+                if not last:
+                    begun.append(number)
+                last = line
+                if enough.is_set():
+                    return "left"
+        return last
 
     with ThreadPoolExecutor(24) as pool:
-        streams = [pool.submit(streamed, prefix) for prefix in PREFIXES]
-        wait_for(lambda: len(begun) == len(PREFIXES))
+        streams = []
+        for number in range(8):
+            streams.append(pool.submit(streamed, number))
+            wait_for(lambda: len(begun) == len(streams), 120)
+        assert sorted(under_way(url).values()) == [4, 4]
         named = ray.util.list_named_actors(all_namespaces=True)
         victim = next(actor["name"] for actor in named if actor["name"].startswith("SERVE_REPLICA::"))
         wholes = [pool.submit(asked, url, f"{prefix} whole", max_tokens=200) for prefix in PREFIXES]
         ray.kill(ray.get_actor(victim, "serve"))
         texts = [whole.result() for whole in wholes]
+        wait_for(lambda: sum(stream.done() for stream in streams) >= 4, 120)
+        enough.set()
         ended = [stream.result() for stream in streams]
     assert all(text["usage"]["completion_tokens"] == 200 for text in texts)
-    lost = [json.loads(line.removeprefix("data: "))["error"]["code"] for line in ended if line != "data: [DONE]"]
-    assert lost == ["replica_lost"] * len(lost)
-    assert 0 < len(lost) < len(PREFIXES)
-    wait_for(lambda: "maypole_replicas 2.0" in httpx.get(f"{url}/metrics").text)
+    lost = [json.loads(line.removeprefix("data: "))["error"]["code"] for line in ended if line != "left"]
+    assert lost == ["replica_lost"] * 4
+    wait_for(lambda: "maypole_replicas 2.0" in httpx.get(f"{url}/metrics").text, 120)
