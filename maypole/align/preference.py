@@ -46,7 +46,7 @@ class Pairs:
     needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
     unit: ClassVar[Literal["tokens", "rows"]] = "rows"
     linear: ClassVar[bool] = False
-    overlong: ClassVar[Literal["split", "cut"]] = "cut"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

@@ -73,6 +73,29 @@ def call_reward(
     return _checked(reward, asked, on_judge_error, rows, unit_range=False)
 
 
+def reward_both(
+    reward: Reward,
+    prompts: Sequence[Any],
+    a: Sequence[Any],
+    b: Sequence[Any],
+    columns: Columns | None = None,
+    *,
+    on_judge_error: OnJudgeError = "stop",
+) -> NDArray[np.float64]:
+    """(2, rows): `call_reward` of completions `a` and of `b`, NaN where there is no score.
+
+    It is one batch, so that a judge that can reads a prompt once for both.
+    """
+    n = len(prompts)
+    for name, answers in (("a", a), ("b", b)):
+        if len(answers) != n:
+            raise ValueError(f"{n} prompts but {len(answers)} {name}")
+    twice = {name: [*column, *column] for name, column in (columns or {}).items()}
+    rows = [*range(1, n + 1)] * 2
+    judged = call_reward(reward, [*prompts, *prompts], [*a, *b], twice, on_judge_error=on_judge_error, rows=rows)
+    return judged.array.reshape(2, n)
+
+
 def call_preference(
     preference: Preference,
     prompts: Sequence[Any],
@@ -89,7 +112,12 @@ def call_preference(
 
 
 def symmetric(preference: Preference) -> Preference:
-    """The mean of both orders, so that P(a, b) + P(b, a) = 1 and a liking for first place cancels."""
+    """The mean of both orders, so that P(a, b) + P(b, a) = 1 and a liking for first place cancels.
+
+    A preference with a true attribute `both_orders` asks for both by itself and is returned as it is.
+    """
+    if getattr(preference, "both_orders", False):
+        return preference
 
     def both_orders(prompts: list, a: list, b: list, **columns: list) -> list[float | None]:
         there = call_preference(preference, prompts, a, b, columns).scores
@@ -107,9 +135,8 @@ def as_preference(reward: Reward) -> Preference:
 
     def bradley_terry(prompts: list, a: list, b: list, **columns: list) -> list[float | None]:
         columns = {name: column for name, column in columns.items() if name != "completion_ids"}
-        of_a = call_reward(reward, prompts, a, columns).scores
-        of_b = call_reward(reward, prompts, b, columns).scores
-        return [None if x is None or y is None else _sigmoid(x - y) for x, y in zip(of_a, of_b, strict=True)]
+        ahead = np.subtract(*reward_both(reward, prompts, a, b, columns))
+        return [None if math.isnan(x) else _sigmoid(x) for x in ahead.tolist()]
 
     return bradley_terry
 
@@ -211,7 +238,8 @@ def _checked(
 
 
 def _ask(judge: Callable[..., Any], arguments: dict[str, list], numbers: list[int]) -> list[Any]:
-    where = f"row {numbers[0]}" if len(numbers) == 1 else f"rows {numbers[0]} to {numbers[-1]}"
+    first, last = min(numbers), max(numbers)
+    where = f"row {first}" if first == last else f"rows {first} to {last}"
     try:
         answers = judge(**arguments)
         if inspect.isawaitable(answers):

@@ -80,6 +80,24 @@ def encode_completion(
     return _encode_turns([*context, *answer], len(context), tokenizer, max_length)
 
 
+def encode_whole(prompt: Talk, completion: Talk, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Ids of prompt + completion to be read as one text, for whoever judges it; an empty completion counts as one.
+
+    Joined and ended as `encode_completion` does it.
+    """
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return _end(_tokens(prompt + completion, tokenizer), tokenizer)
+    messages = [*_as_messages(prompt, "user"), *_as_messages(completion, "assistant")]
+    return _tokens_of_rendered(render(messages, tokenizer), tokenizer)
+
+
+def encode_begun(prompt: Talk, beginning: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Ids that `encode_prompt` gives with the `beginning` of an answer after them."""
+    if isinstance(prompt, str):
+        return _tokens(prompt + beginning, tokenizer)
+    return _tokens_of_rendered(render(prompt, tokenizer, add_generation_prompt=True) + beginning, tokenizer)
+
+
 def encode_chat(
     messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", max_length: int | None = None
 ) -> Encoded | Dropped:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from maypole.engine.adapters import Adapter
-from maypole.engine.prefix_tree import Ids
+from maypole.engine.prefix_tree import Ids, neighbours
 from maypole.engine.runner import Runner
 
 Pooling = Literal["last", "mean", "cls"]
@@ -48,9 +48,13 @@ def embed(
 def classify(
     texts: Sequence[Ids], adapters: Sequence[Adapter | None], runner: Runner, max_batch_tokens: int, each: Each
 ) -> np.ndarray:
-    """(n, num_labels) in fp32 of a sequence classifier; a decoder's head reads the last token."""
+    """(n, num_labels) in fp32 of a sequence classifier; a decoder's head reads the last token.
+
+    What texts of a decoder begin with in common is computed once.
+    """
     scores: list[np.ndarray | None] = [None] * len(texts)
-    for batch in _by_length(texts, max_batch_tokens):
+    packed = neighbours(texts, [id(a) for a in adapters], max_batch_tokens) if runner.packed else None
+    for batch in _by_length(texts, max_batch_tokens) if packed is None else packed:
 
         def run(batch: list[int] = batch) -> None:
             if runner.packed:
@@ -70,9 +74,10 @@ def classify(
 
 
 def _head(state: torch.Tensor, runner: Runner, adapter: Adapter | None) -> torch.Tensor:
-    weight = None if adapter is None else adapter.heads.get("score.weight")
-    with torch.no_grad():
-        return runner.module.score(state) if weight is None else F.linear(state, weight.to(state.dtype))
+    own = None if adapter is None else adapter.heads.get("score.weight")
+    weight = runner.module.score.weight if own is None else own
+    with torch.no_grad():  # in fp32: scores that are about equal would tie in bf16
+        return F.linear(state.float(), weight.float())
 
 
 def _packed(rows: Sequence[Ids], runner: Runner, adapter: Adapter | None, layer: int) -> list[torch.Tensor]:

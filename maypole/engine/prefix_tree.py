@@ -1,6 +1,6 @@
 """Sequences with common beginnings as one tree of tokens, so that what they share is computed once. Knows no model."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,24 @@ def lexicographic(sequences: Sequence[Ids], groups: Sequence[Hashable] | None = 
     rank: dict[Hashable, int] = {}
     ranks = [0] * len(sequences) if groups is None else [rank.setdefault(g, len(rank)) for g in groups]
     return sorted(range(len(sequences)), key=lambda i: (ranks[i], sequences[i].astype(">u4").tobytes()))
+
+
+def neighbours(sequences: Sequence[Ids], groups: Sequence[Hashable], limit: int) -> Iterator[list[int]]:
+    """Batches of at most `limit` distinct tokens (or one longer sequence), those together that share most."""
+    batch: list[int] = []
+    tokens = 0
+    for i in lexicographic(sequences, groups):
+        shared = 0
+        if batch and groups[batch[-1]] == groups[i]:
+            shared = shared_length(sequences[batch[-1]], sequences[i])
+        new = len(sequences[i]) - shared
+        if batch and tokens + new > limit:
+            yield batch
+            batch, tokens, new = [], 0, len(sequences[i])
+        batch.append(i)
+        tokens += new
+    if batch:
+        yield batch
 
 
 def prefix_tree(sequences: Sequence[Ids], groups: Sequence[Hashable] | None = None, *, least: int = 1) -> PrefixTree:

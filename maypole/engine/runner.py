@@ -121,7 +121,7 @@ class Runner:
     def _pack(self, owner: nn.Module) -> None:
         check_supported(self.module)
         with _TESTING:
-            if self.head is not None and owner not in _TESTED:
+            if owner not in _TESTED:
                 self_test(self.module)
                 _TESTED.add(owner)
         plain = "sdpa" if getattr(self.module, "_supports_sdpa", False) else "eager"

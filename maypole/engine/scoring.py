@@ -3,14 +3,14 @@
 Nothing is sampled. Knows nothing about threads.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from maypole.engine.adapters import Adapter
-from maypole.engine.prefix_tree import Ids, lexicographic, shared_length
+from maypole.engine.prefix_tree import Ids, neighbours
 from maypole.engine.request import Scored
 from maypole.engine.runner import Runner
 
@@ -37,8 +37,10 @@ def score(
     for i, item in enumerate(items):
         if item.start >= len(item.ids):
             results[i] = Scored([], 0.0, True, [])
-    order = [i for i in _neighbours(items) if results[i] is None]
-    for batch in _batches(items, order, max_batch_tokens):
+    open_ = [i for i, result in enumerate(results) if result is None]
+    inputs, adapters = [items[i].inputs for i in open_], [id(items[i].adapter) for i in open_]
+    for places in neighbours(inputs, adapters, max_batch_tokens):
+        batch = [open_[place] for place in places]
 
         def run(batch: list[int] = batch) -> None:
             for i, scored in zip(batch, _score_batch([items[i] for i in batch], runner)):
@@ -46,29 +48,6 @@ def score(
 
         each(run)
     return [r for r in results if r is not None]
-
-
-def _neighbours(items: Sequence[Scoring]) -> list[int]:
-    return lexicographic([item.ids for item in items], [id(item.adapter) for item in items]) if items else []
-
-
-def _batches(items: Sequence[Scoring], order: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Neighbours together while their distinct tokens stay within `limit`."""
-    batch: list[int] = []
-    tokens = 0
-    for i in order:
-        item = items[i]
-        shared = 0
-        if batch and items[batch[-1]].adapter is item.adapter:
-            shared = shared_length(items[batch[-1]].inputs, item.inputs)
-        new = len(item.inputs) - shared
-        if batch and tokens + new > limit:
-            yield batch
-            batch, tokens, new = [], 0, len(item.inputs)
-        batch.append(i)
-        tokens += new
-    if batch:
-        yield batch
 
 
 def _score_batch(items: Sequence[Scoring], runner: Runner) -> list[Scored]:

@@ -5,6 +5,7 @@ Knows nothing about what is judged.
 
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,25 +14,58 @@ from typing import Any
 from maypole.core.errors import ConfigError, JudgeError, UnsupportedCapability, UserError
 from maypole.core.identity import digest, identity
 from maypole.core.judge import Preference, Reward, call_reward
+from maypole.data.pair_question import FILE as PAIR_QUESTION
+from maypole.data.pair_question import PairQuestion
 from maypole.engine import Engine
+from maypole.evaluate.pair_model import PairModel
+from maypole.evaluate.reward_model import RewardModel
+from maypole.models.hub import local
+from maypole.models.score_head import has_score_head
 
-_EXPECTED = "file.py:function"
+_CONFIGS = ("adapter_config.json", "config.json")
+_SCORING = ("ForSequenceClassification", "SEQ_CLS")
+
+_EXPECTED = "file.py:function, or the directory or hub id of a reward or pair model"
 
 
 def load(spec: str, *, engine: Engine | None = None) -> Reward | Preference:
     """The judge that `spec` names.
 
-    ``file.py:function`` is a Preference if it has parameters `a` and `b`, else a Reward. A URL, a rubric asked of a
-    model there, and a model's directory are UnsupportedCapability for now.
+    ``file.py:function`` is a Preference if it has parameters `a` and `b`, else a Reward. The directory or hub id of a
+    model that `align reward` trained, or of any other with a head of one score, is what its files say: a pair model is
+    a Preference, a score head a Reward. A URL, a rubric asked of a model there, is UnsupportedCapability for now.
     """
     if spec.startswith(("http://", "https://")):
         raise UnsupportedCapability("a model behind a URL cannot judge", spec, _EXPECTED)
     file, colon, name = spec.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        if Path(spec).is_dir():
-            raise UnsupportedCapability("a model's directory cannot judge", spec, _EXPECTED)
+    if colon and file.endswith(".py"):
+        return _function(Path(file), name, spec)
+    if not Path(spec).is_dir() and (spec.count("/") != 1 or spec.startswith(("/", ".", "~"))):
         raise UserError("not a judge", spec, _EXPECTED)
-    return _function(Path(file), name, spec)
+    return _model(local(spec), spec)
+
+
+def _model(directory: Path, spec: str) -> Reward | Preference:
+    """What the files of a model's directory make of it."""
+    if (directory / PAIR_QUESTION).is_file():
+        return PairModel(Engine.load(spec), PairQuestion.read(directory))
+    config = next((directory / name for name in _CONFIGS if (directory / name).is_file()), None)
+    if config is None:
+        raise UserError("holds no model", spec, _EXPECTED)
+    try:
+        fields = json.loads(config.read_text())
+        kinds = [*(fields.get("architectures") or ()), fields.get("task_type")]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{config.name} cannot be read", spec, "valid JSON; copy it again") from error
+    if not any(str(kind).endswith(_SCORING) for kind in kinds):
+        what = f"a model that neither scores texts nor compares them ({', '.join(map(str, filter(None, kinds)))})"
+        raise UserError(what, spec, "one that `align reward` trained")
+    engine = Engine.load(spec, task="score")
+    labels = engine.lm.transformer.config.num_labels
+    if labels != 1 or not has_score_head(engine.lm.model):
+        family = engine.lm.transformer.config.model_type
+        raise UserError(f"the head of this {family} model has {labels} scores", spec, "a decoder with a head of one")
+    return RewardModel(engine)
 
 
 def load_all(

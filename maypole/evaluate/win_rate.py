@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maypole.core.errors import JudgeError
-from maypole.core.judge import OnJudgeError, Preference, Reward, call_preference, call_reward, symmetric
+from maypole.core.judge import OnJudgeError, Preference, Reward, call_preference, reward_both, symmetric
 from maypole.core.statistics import Interval, bootstrap
 from maypole.evaluate.judges import is_preference
 
@@ -85,9 +85,7 @@ def outcomes(
     if is_preference(judge):
         preference = symmetric(asked) if both_orders else asked
         return call_preference(preference, prompts, a, b, columns, on_judge_error=on_judge_error).array
-    of_a = call_reward(asked, prompts, a, columns, on_judge_error=on_judge_error).array
-    of_b = call_reward(asked, prompts, b, columns, on_judge_error=on_judge_error).array
-    return compared(of_a, of_b)
+    return compared(*reward_both(asked, prompts, a, b, columns, on_judge_error=on_judge_error))
 
 
 def compared(of_a: NDArray[np.float64], of_b: NDArray[np.float64]) -> NDArray[np.float64]:

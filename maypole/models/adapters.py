@@ -76,7 +76,7 @@ def new_adapter(lm: LanguageModel, options: PeftOptions, *, seed: int, name: str
         "lora_alpha": options.lora_alpha,
         "lora_dropout": options.lora_dropout,
         "target_modules": "all-linear" if targets == ["all-linear"] else targets,
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if lm.transformer.get_output_embeddings() is not None else "SEQ_CLS",
     }
     unknown = sorted(set(options.options) - fields)
     if unknown:

@@ -44,10 +44,10 @@ def head_of(model: nn.Module) -> Head:
     config = lm.config
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     bias = getattr(layer, "bias", None)
-    return Head(_effective_weight(layer), bias, scale, getattr(config, "final_logit_softcapping", None))
+    return Head(effective_weight(layer), bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
-def _effective_weight(layer: Any) -> torch.Tensor:
+def effective_weight(layer: Any) -> torch.Tensor:
     """The weight of a linear layer with the deltas of its active adapters added (differentiable in the adapters)."""
     if hasattr(layer, "modules_to_save"):  # PEFT's full copy
         return layer.modules_to_save[layer.active_adapter].weight if not layer.disable_adapters else layer.weight

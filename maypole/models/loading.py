@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -66,32 +67,52 @@ def load(
         raise ConfigError("task", task, tuple(_CLASSES))
     where = _device(device)
     check_quantization(quantization, where)
-    name = str(model_name_or_path)
-    path = local(name, revision=revision, code=trust_remote_code)
+    options = _Options(task, where, dtype, quantization, trust_remote_code)
+    if adapter is not None and task == "score":
+        options = replace(options, labels=_labels_of(local(adapter)))
+    lm = _load(str(model_name_or_path), revision, options, alone=adapter is None)
+    return lm if adapter is None else load_adapter(lm, adapter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """How a checkpoint is held; `labels`: scores of the head that an adapter brings along, None where none does."""
+
+    task: Task
+    device: torch.device
+    dtype: str | torch.dtype
+    quantization: Quantization | None
+    trust: bool
+    labels: int | None = None
+
+
+def _load(name: str, revision: str | None, options: _Options, *, alone: bool = True) -> LanguageModel:
+    path = local(name, revision=revision, code=options.trust)
     if (path / "adapter_config.json").is_file():
-        if adapter is not None:
+        if not alone:
             raise UserError("the model is an adapter directory and --adapter is given too", name, "one of the two")
-        options = {"task": task, "device": where, "dtype": dtype, "quantization": quantization}
-        return _load_with_base(name, path, **options, trust_remote_code=trust_remote_code)
+        return _load_with_base(name, path, options)
     check_directory(path, name)
-    config = read_config(path, name, trust_remote_code)
-    tokenizer = _tokenizer(path, name, trust_remote_code)
-    stored, run = _dtypes(config, path, dtype, where)
+    config = read_config(path, name, options.trust)
+    if options.labels is not None:
+        config.num_labels = options.labels
+    tokenizer = _tokenizer(path, name, options.trust)
+    quantization = options.quantization
+    stored, run = _dtypes(config, path, options.dtype, options.device)
     if quantization is None:
-        model = _weights(path, name, task, config, run, trust_remote_code).to(where).eval()
+        model = _weights(path, name, config, run, options).to(options.device).eval()
     else:
-        held = {"quantization_config": settings(quantization, run), "device_map": {"": where}}
-        model = _weights(path, name, task, config, run, trust_remote_code, **held).eval()
+        held = {"quantization_config": settings(quantization, run), "device_map": {"": options.device}}
+        model = _weights(path, name, config, run, options, **held).eval()
         multiply_exactly(model)
     from_hub = is_hub_id(name)
     fingerprint = path.name if from_hub else identity(path)
     if quantization and fingerprint:
         fingerprint = digest(quantization, fingerprint)
-    lm = LanguageModel(model, tokenizer, name if from_hub else str(path.resolve()), fingerprint, stored)
-    return lm if adapter is None else load_adapter(lm, adapter)
+    return LanguageModel(model, tokenizer, name if from_hub else str(path.resolve()), fingerprint, stored)
 
 
-def _load_with_base(name: str, path: Path, **options: Any) -> LanguageModel:
+def _load_with_base(name: str, path: Path, options: _Options) -> LanguageModel:
     """The adapter in directory `path` on its own base: the one it names, or the one saved beside it as ``base/``."""
     fields = adapter_config(path)
     base = str(fields.get("base_model_name_or_path") or "")
@@ -100,13 +121,27 @@ def _load_with_base(name: str, path: Path, **options: Any) -> LanguageModel:
     if not base or (is_hub_id(base) and (Path(base).is_absolute() or base.count("/") != 1)):
         raise UserError(f"its base model {base!r} is not there", name, f"--model BASE --adapter {name}")
     revision = fields.get("revision") if is_hub_id(base) else None
-    lm = load_adapter(load(base, revision=revision, **options), path)
+    if options.task == "score":
+        options = replace(options, labels=_labels_of(path))
+    lm = load_adapter(_load(base, revision, options), path)
     if _has_tokenizer(path):
-        lm.tokenizer = _tokenizer(path, name, options["trust_remote_code"])
+        lm.tokenizer = _tokenizer(path, name, options.trust)
     lm.fingerprint = path.name if is_hub_id(name) else identity(path)
     if lm.quantization and lm.fingerprint:
         lm.fingerprint = digest(lm.quantization, lm.fingerprint)
     return lm
+
+
+def _labels_of(adapter: Path) -> int | None:
+    """How many scores the head has that an adapter brings along; None where it brings none."""
+    try:
+        with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                if key.endswith("score.weight"):
+                    return int(file.get_slice(key).get_shape()[0])
+    except (SafetensorError, OSError):  # said when the adapter itself is read
+        return None
+    return None
 
 
 def create(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> LanguageModel:
@@ -230,22 +265,22 @@ def _is_its_own_tokenizer(path: Path) -> bool:
     return fields.get("tokenizer_class") in _PLAIN_TOKENIZERS and "auto_map" not in fields
 
 
-def _weights(path: Path, name: str, task: Task, config: Any, dtype: torch.dtype, trust: bool, **held: Any) -> Any:
+def _weights(path: Path, name: str, config: Any, dtype: torch.dtype, options: _Options, **held: Any) -> Any:
     if getattr(config, "quantization_config", None) is not None:
         hint = "the checkpoint that it was quantized from"
         raise UnsupportedCapability("its weights are stored quantized", name, hint)
-    factory = getattr(transformers, _CLASSES[task])
+    factory = getattr(transformers, _CLASSES[options.task])
     try:
-        with quiet_transformers():
+        with quiet_transformers(), own_randomness(0):
             model, report = factory.from_pretrained(
-                path, config=config, dtype=dtype, trust_remote_code=trust, use_safetensors=True,
+                path, config=config, dtype=dtype, trust_remote_code=options.trust, use_safetensors=True,
                 ignore_mismatched_sizes=True, output_loading_info=True, **held,
             )  # fmt: skip
     except ValueError as error:
         if "trust_remote_code" in str(error):
             hint = "--trust-remote-code, if you trust its author"
             raise UserError("this model brings its own code", name, hint) from error
-        raise UnsupportedModel(config.model_type, f"{_NOUNS[task]} in transformers", name) from error
+        raise UnsupportedModel(config.model_type, f"{_NOUNS[options.task]} in transformers", name) from error
     except (SafetensorError, RuntimeError, OSError) as error:
         what = f"its weights cannot be read: {str(error).splitlines()[0]}"
         raise UserError(what, name, "whole safetensors files; download them again") from error
@@ -254,10 +289,11 @@ def _weights(path: Path, name: str, task: Task, config: Any, dtype: torch.dtype,
         key, found, wanted = wrong[0]
         what = f"{len(wrong)} of its weights have another shape than its config says: {key} is {tuple(found)}"
         raise UserError(what, name, f"{tuple(wanted)}, or the config.json that belongs to these weights")
-    missing = sorted(report["missing_keys"])
+    brought = set() if options.labels is None else {"score.weight"}
+    missing = sorted(set(report["missing_keys"]) - brought)
     if missing:
         what = f"{len(missing)} of its weights are missing, such as {missing[0]}"
-        raise UserError(what, name, f"a checkpoint that holds {_NOUNS[task]} of the shape its config says")
+        raise UserError(what, name, f"a checkpoint that holds {_NOUNS[options.task]} of the shape its config says")
     return model
 
 

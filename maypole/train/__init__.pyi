@@ -6,6 +6,9 @@ from .objective import Rounds as Rounds
 from .objective import Segment as Segment
 from .objective import TokenBatch as TokenBatch
 from .result import save_result as save_result
+from .reward import BradleyTerry as BradleyTerry
+from .reward import BradleyTerryWithMargin as BradleyTerryWithMargin
+from .reward import PairPreference as PairPreference
 from .supervised import Chats as Chats
 from .supervised import Completions as Completions
 from .supervised import LanguageModeling as LanguageModeling

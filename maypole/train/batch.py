@@ -3,7 +3,7 @@
 Knows nothing about models or losses.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from maypole.train.tokens import TokenStore
 class PackedBatch:
     """T packed tokens, N of them scored.
 
-    input_ids: (T,); source: (N,) slot whose hidden state predicts; target: (N,) token; weights: (N,);
+    input_ids: (T,); slot: (N,) where the scored tokens stand; source: (N,) slot whose hidden state predicts;
+    target: (N,) token; weights: (N,);
     token: (N,) index into the store's tokens; segment: (N,) -> S; names: S; row: (S,) -> R; rows: (R,) row numbers.
     """
 
     input_ids: torch.Tensor
     plan: PackedPlan
+    slot: torch.Tensor
     source: torch.Tensor
     target: torch.Tensor
     weights: torch.Tensor
@@ -32,11 +34,8 @@ class PackedBatch:
     rows: np.ndarray
 
     def to(self, device: torch.device) -> "PackedBatch":
-        moved = (t.to(device) for t in (self.input_ids, self.source, self.target, self.weights, self.segment, self.row))
-        ids, source, target, weights, segment, row = moved
-        return PackedBatch(
-            ids, self.plan.to(device), source, target, weights, self.token, segment, self.names, row, self.rows
-        )
+        names = ("input_ids", "plan", "slot", "source", "target", "weights", "segment", "row")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def pack(store: TokenStore, rows: np.ndarray) -> PackedBatch:
@@ -79,6 +78,7 @@ def pack(store: TokenStore, rows: np.ndarray) -> PackedBatch:
     return PackedBatch(
         input_ids=torch.from_numpy(flat_ids),
         plan=pack_rows(paths, slot),
+        slot=torch.from_numpy(scored.astype(np.int64)),
         source=torch.from_numpy(np.concatenate(source)[scored].astype(np.int64)),
         target=torch.from_numpy(flat_ids[scored]),
         weights=torch.from_numpy(flat_weights[scored].copy()),

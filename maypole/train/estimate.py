@@ -19,6 +19,7 @@ from maypole.models.forward import packed_hidden
 from maypole.models.head import CHUNK, head_of, weighted_logprobs
 from maypole.models.language_model import LanguageModel
 from maypole.models.quantized import count
+from maypole.models.score_head import has_score_head, score_states
 from maypole.train.batch import pack
 from maypole.train.precision import KEPT_CODE_BYTES, Arithmetic, autocast, masters
 from maypole.train.source import Source
@@ -114,7 +115,8 @@ def peak_memory(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> int:
     layer = seen.saved_per_token * tokens / layers
     kept = layer + 4 * config.hidden_size * layers * tokens if plan["gradient_checkpointing"] else layer * layers
     activations = ALLOCATED * (kept + layer)  # the gradients of a layer's activations stand beside them
-    head = CHUNK * config.vocab_size * (4 + 4 + 2) + 4 * config.vocab_size * config.hidden_size
+    logits = CHUNK * config.vocab_size * (4 + 4 + 2) + 4 * config.vocab_size * config.hidden_size
+    head = 0 if has_score_head(lm.model) else logits
     code = KEPT_CODE_BYTES if plan["precision"] == "bf16" and lm.device.type == "cpu" else 0
     optimiser = 4 * (1 + source.moments) * trainable  # with the gradient
     return int(seen.there + optimiser + seen.saved_always + activations + head + code)
@@ -180,10 +182,13 @@ def _passes(lm: LanguageModel, store: TokenStore, rows: np.ndarray, arithmetic: 
     watched = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with packed_execution(lm.model), torch.enable_grad(), autocast(arithmetic, lm.device), watched:
         hidden = packed_hidden(lm.model, batch.input_ids, batch.plan).index_select(0, batch.source)
-        head = head_of(lm.model)
-        total, _ = weighted_logprobs(
-            hidden, head.weight, batch.target, batch.weights, bias=head.bias, softcap=head.softcap, scale=head.scale
-        )
+        if has_score_head(lm.model):
+            total = score_states(lm.model, hidden).sum()
+        else:
+            head = head_of(lm.model)
+            total, _ = weighted_logprobs(
+                hidden, head.weight, batch.target, batch.weights, bias=head.bias, softcap=head.softcap, scale=head.scale
+            )
     total.backward()
     if lm.device.type == "cuda":
         torch.cuda.synchronize(lm.device)

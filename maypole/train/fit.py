@@ -23,6 +23,7 @@ from maypole.core.seeds import derive
 from maypole.models.attention import attention_plan, current_plan
 from maypole.models.forward import self_test
 from maypole.models.language_model import LanguageModel
+from maypole.models.score_head import has_score_head
 from maypole.train.config import TrainConfig
 from maypole.train.estimate import Estimate, choose_checkpointing, estimate
 from maypole.train.objective import Objective, Rounds
@@ -128,6 +129,9 @@ def _train(
         raise UserError(f"the objective {type(objective).__name__} {what}", "reference")
     if isinstance(reference, str):
         _check_earlier(reference, config, eval_rows)
+    if ("scores" in objective.needs) != has_score_head(lm.model):
+        what = "needs a score head" if "scores" in objective.needs else "needs a head that predicts tokens"
+        raise UserError(f"the objective {type(objective).__name__} {what}", lm.name)
     _check_processes(lm, rows, reference, ranks)
     check_installed(config.report_to)
     device = ranks.device or lm.device

@@ -15,7 +15,7 @@ from maypole.data.chat import Dropped
 from maypole.data.rows import RowType
 from maypole.models.language_model import LanguageModel
 
-Need = Literal["reference", "hidden"]
+Need = Literal["reference", "hidden", "scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class TokenBatch:
     logps: (N,) with grad where the objective is not linear; reference: (N,) or None; weights: (N,);
     segment: (N,) -> S; names: S; row: (S,) -> R; columns: the rows' own columns, (R,) each;
     hidden: (N, d_model), the states that predict the scored tokens, where the objective needs them.
+    Where it needs scores they are (N,), what a score head reads at the scored tokens themselves; a model that has one
+    predicts no tokens, so logps is empty, and hidden are the states that the head reads.
     """
 
     logps: torch.Tensor
@@ -57,6 +59,7 @@ class TokenBatch:
     rows: int
     reference: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
     columns: dict[str, torch.Tensor | list[Any]] = field(default_factory=dict)
 
     def sums(self, name: str, *, reference: bool = False) -> torch.Tensor:
@@ -64,9 +67,18 @@ class TokenBatch:
         logps = self.reference if reference else self.logps
         if logps is None:
             raise ValueError("the objective does not list 'reference' among its needs")
-        chosen = torch.tensor([n == name for n in self.names], device=logps.device)
-        values = torch.where(chosen[self.segment], logps * self.weights, logps.new_zeros(()))
-        return logps.new_zeros(self.rows).index_add(0, self.row[self.segment], values)
+        return self._by_row(name, logps * self.weights)
+
+    def score(self, name: str) -> torch.Tensor:
+        """(R,) the score of each row's segment called `name`."""
+        if self.scores is None:
+            raise ValueError("the objective does not list 'scores' among its needs")
+        return self._by_row(name, self.scores)
+
+    def _by_row(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        chosen = torch.tensor([n == name for n in self.names], device=values.device)
+        values = torch.where(chosen[self.segment], values, values.new_zeros(()))
+        return values.new_zeros(self.rows).index_add(0, self.row[self.segment], values)
 
     def counts(self, name: str) -> torch.Tensor:
         """(R,) scored tokens of each row in its segments called `name`."""
@@ -80,7 +92,8 @@ class Objective(Protocol):
 
     `unit` is what a step's sum is divided by: the summed weights of its tokens, or its rows. `linear` promises that
     the loss is ``-sum(weights * logps)``, whose gradient the head makes in one pass. `overlong` says what happens to
-    a row longer than max_length: "split" into rows that go on where the last ended, or "cut" at the end.
+    a row longer than max_length: "split" into rows that go on where the last ended, "cut" at the end, or "drop", for
+    what is read at the end. Objectives that need scores are for models with a score head, all others for causal LMs.
     `columns` are the row columns that `__call__` wants to see.
     """
 
@@ -88,7 +101,7 @@ class Objective(Protocol):
     needs: ClassVar[frozenset[Need]]
     unit: ClassVar[Literal["tokens", "rows"]]
     linear: ClassVar[bool]
-    overlong: ClassVar[Literal["split", "cut"]]
+    overlong: ClassVar[Literal["split", "cut", "drop"]]
     columns: ClassVar[tuple[str, ...]]
 
     def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:

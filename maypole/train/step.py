@@ -13,8 +13,9 @@ from torch import nn
 
 from maypole.models.forward import packed_hidden
 from maypole.models.head import head_of, token_logprobs, weighted_logprobs
+from maypole.models.score_head import score_states
 from maypole.train.batch import PackedBatch
-from maypole.train.objective import Objective, TokenBatch
+from maypole.train.objective import Loss, Objective, TokenBatch
 
 
 def loss_of(
@@ -30,18 +31,27 @@ def loss_of(
 
     Call it inside `packed_execution`. Where the objective is linear the head makes the gradient on its way.
     """
-    hidden = packed_hidden(model, batch.input_ids, batch.plan).index_select(0, batch.source)
-    if objective.linear:
+    reads_scores = "scores" in objective.needs
+    states = packed_hidden(model, batch.input_ids, batch.plan)
+    hidden = states.index_select(0, batch.slot if reads_scores else batch.source)
+
+    def loss_from(logps: torch.Tensor, scores: torch.Tensor | None = None) -> Loss:
+        return objective(_token_batch(batch, objective, rows, row_index, logps, reference, hidden, scores))
+
+    if reads_scores:
+        scores = score_states(model, hidden).squeeze(1)
+        loss = loss_from(scores.new_empty(0), scores)
+        value = loss.sum
+    elif objective.linear:
         head = head_of(model)
         total, logps = weighted_logprobs(
             hidden, head.weight, batch.target, batch.weights,
             bias=head.bias, softcap=head.softcap, scale=head.scale,
         )  # fmt: skip
-        loss = objective(_token_batch(batch, objective, rows, row_index, logps, reference, hidden))
+        loss = loss_from(logps)
         value = -total
     else:
-        logps = logprobs_of(model, hidden, batch)
-        loss = objective(_token_batch(batch, objective, rows, row_index, logps, reference, hidden))
+        loss = loss_from(logprobs_of(model, hidden, batch))
         value = loss.sum
     for name, number in loss.metrics.items():
         metrics[name] += float(number)  # type: ignore[assignment]
@@ -56,6 +66,7 @@ def _token_batch(
     logps: torch.Tensor,
     reference: torch.Tensor | None,
     hidden: torch.Tensor,
+    scores: torch.Tensor | None,
 ) -> TokenBatch:
     columns: dict[str, Any] = {}
     if objective.columns:
@@ -72,6 +83,7 @@ def _token_batch(
         rows=len(batch.rows),
         reference=reference,
         hidden=hidden if "hidden" in objective.needs else None,
+        scores=scores,
         columns=columns,
     )
 

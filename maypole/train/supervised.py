@@ -27,7 +27,7 @@ class LanguageModeling:
     needs: ClassVar[frozenset[Need]] = frozenset()
     unit: ClassVar[Literal["tokens", "rows"]] = "tokens"
     linear: ClassVar[bool] = True
-    overlong: ClassVar[Literal["split", "cut"]] = "split"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "split"
     columns: ClassVar[tuple[str, ...]] = ()
 
     def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
@@ -46,7 +46,7 @@ class Completions:
     needs: ClassVar[frozenset[Need]] = frozenset()
     unit: ClassVar[Literal["tokens", "rows"]] = "tokens"
     linear: ClassVar[bool] = True
-    overlong: ClassVar[Literal["split", "cut"]] = "cut"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
     columns: ClassVar[tuple[str, ...]] = ()
 
     def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
@@ -64,7 +64,7 @@ class Chats:
     needs: ClassVar[frozenset[Need]] = frozenset()
     unit: ClassVar[Literal["tokens", "rows"]] = "tokens"
     linear: ClassVar[bool] = True
-    overlong: ClassVar[Literal["split", "cut"]] = "cut"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
     columns: ClassVar[tuple[str, ...]] = ()
 
     def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:

@@ -21,7 +21,7 @@ from maypole.core.atomic import fsync_tree
 from maypole.core.errors import DataError, UserError
 from maypole.core.identity import cache_dir, digest, identity
 from maypole.core.progress import track
-from maypole.data import chat
+from maypole.data import chat, pair_question
 from maypole.data.chat import PROMPT_FILLS, Dropped
 from maypole.train.objective import Objective, Segment
 
@@ -38,6 +38,7 @@ _BATCH = 1000
 _FORMAT = "2"  # raised when the same rows would give other arrays
 NOTHING_SCORED = "no token to learn"
 ALIKE = "answers are alike once cut"
+TOO_LONG = "longer than max_length"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def tokenize(rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizer
 def _key(rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str | None:
     """What decides the tokens: rows, objective and its code, tokenizer, length; None where one is unknown."""
     parts = [identity(rows), identity(objective), tokenizer_identity(tokenizer)]
-    code = [_code(type(objective)), _code(chat)]
+    code = [_code(type(objective)), _code(chat), _code(pair_question)]
     known = [part for part in (*parts, *code) if part is not None]
     return digest(_FORMAT, str(max_length), *known) if len(known) == len(parts) + len(code) else None
 
@@ -183,7 +184,9 @@ def _trees(
     if isinstance(made, Dropped):
         dropped[made.reason] += 1
         return
-    if objective.overlong == "split" and not made.children:
+    if objective.overlong == "drop" and _longest(made) > max_length:
+        trees, reason = [], TOO_LONG
+    elif objective.overlong == "split" and not made.children:
         trees = [window for window in _split(made, max_length) if _scored(window, first=True)]
         reason = NOTHING_SCORED
     else:
@@ -212,6 +215,11 @@ def _cut(segment: Segment, room: int) -> Segment:
     left = max(room - len(segment.ids), 0)
     children = tuple(_cut(child, left) for child in segment.children)
     return Segment(segment.ids[:room], segment.weights[:room], segment.name, children)
+
+
+def _longest(segment: Segment) -> int:
+    """Tokens on the longest path from the root to a leaf."""
+    return len(segment.ids) + max(map(_longest, segment.children), default=0)
 
 
 def _scored(segment: Segment, first: bool) -> bool:

@@ -31,7 +31,7 @@ class PretrainingMix:
     needs: ClassVar[frozenset[Need]] = frozenset()
     unit: ClassVar[Literal["tokens", "rows"]] = "tokens"
     linear: ClassVar[bool] = True
-    overlong: ClassVar[Literal["split", "cut"]] = "cut"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
     columns: ClassVar[tuple[str, ...]] = ("ids", "weights")
 
     def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:

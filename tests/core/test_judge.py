@@ -136,7 +136,7 @@ def test_as_reward_compares_with_the_named_column():
 
 
 def test_none_passes_through_every_adapter():
-    mute = lambda **_: [None]  # noqa: E731
+    mute = lambda prompts, **_: [None] * len(prompts)  # noqa: E731
     assert call_preference(symmetric(mute), ["p"], ["a"], ["b"]).scores == [None]
     assert call_preference(as_preference(mute), ["p"], ["a"], ["b"]).scores == [None]
     assert call_reward(as_reward(mute, against="r"), ["p"], ["a"], {"r": ["b"]}).scores == [None]

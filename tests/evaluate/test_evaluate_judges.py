@@ -48,7 +48,7 @@ def test_what_is_no_judge_says_what_is(file: str, tmp_path: Path):
         judges.load("something")
     with pytest.raises(UnsupportedCapability, match="behind a URL cannot judge"):
         judges.load("https://example.org/v1")
-    with pytest.raises(UnsupportedCapability, match="directory"):
+    with pytest.raises(UserError, match="holds no model"):
         judges.load(str(tmp_path))
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0")

@@ -65,7 +65,7 @@ class Trees:
     needs: ClassVar[frozenset[Need]] = frozenset()
     unit: ClassVar[Literal["tokens", "rows"]] = "tokens"
     linear: ClassVar[bool] = True
-    overlong: ClassVar[Literal["split", "cut"]] = "cut"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
     columns: ClassVar[tuple[str, ...]] = ()
 
     def segments(self, row: Mapping[str, Any], tokenizer: Any) -> Segment | Dropped:
@@ -92,7 +92,7 @@ class Preferences:
     needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
     unit: ClassVar[Literal["tokens", "rows"]] = "rows"
     linear: ClassVar[bool] = False
-    overlong: ClassVar[Literal["split", "cut"]] = "cut"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
     columns: ClassVar[tuple[str, ...]] = ()
 
     def segments(self, row: Mapping[str, Any], tokenizer: Any) -> Segment | Dropped:
