@@ -9,6 +9,10 @@ Table = Mapping[tuple[str, ...], tuple[str, str]]
 """(room, verb), or (word,), -> ("module:function", first line of its docstring)."""
 
 COMMANDS: Table = {
+    ("align", "reward"): (
+        "maypole.align.verbs:reward",
+        "Train a judge on pairs: a reward model, or a model that compares two answers.",
+    ),
     ("claim",): (
         "maypole.claims.verbs:claim",
         "Check a system's claim: run its experiment and compare with the paper.",

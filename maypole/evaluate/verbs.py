@@ -68,7 +68,7 @@ class TasksOptions(EvaluateOptions):
 class WinrateOptions(EvaluateOptions):
     """Whose answers are compared, and by whom."""
 
-    judge: tuple[str, ...] = setting(input=True, help="file.py:function, once or several times")
+    judge: tuple[str, ...] = setting(input=True, help="file.py:function, or a judge's directory; once or several times")
     judge_weights: tuple[float, ...] = setting((), help="one weight per judge")
     against: str | None = setting(None, input=True, help="the rival model; default: --model without its adapter")
     against_adapter: str | None = setting(None, input=True, help="the rival's adapter")

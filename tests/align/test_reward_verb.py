@@ -1,0 +1,211 @@
+"""`maypole align reward`, from the words on the command line to a directory that judges."""
+
+import json
+import logging
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers as hf
+from datasets import Dataset
+
+from maypole.align.reward import hold_out
+from maypole.cli.main import run
+from maypole.core.artifact import Artifact
+from maypole.core.errors import UserError
+from maypole.core.progress import set_quiet
+from maypole.evaluate import judges, pair_accuracy
+from maypole.evaluate.pair_model import PairModel
+from maypole.evaluate.reward_model import RewardModel
+from maypole.models import PeftOptions, load, new_adapter, save
+from tests.engine.engine_fixtures import lm_of
+
+TRAIN = (
+    "--train.examples-per-step 8 --train.max-steps 12 --train.learning-rate 1e-2 --train.precision fp32 "
+    "--train.logging-steps 1 --train.save-steps 5 --held-out 0.25"
+)
+ROWS = [
+    {"prompt": f"question {i % 32}", "chosen": " yes" * (1 + i % 2), "rejected": " no" * (1 + i % 3)} for i in range(64)
+]
+
+
+def said(role: str, text: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+CHATS = [
+    {"prompt": said("user", row["prompt"]), **{name: said("assistant", row[name]) for name in ("chosen", "rejected")}}
+    for row in ROWS
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save(lm_of("llama"), folder / "base")
+    lm = new_adapter(load(folder / "base"), PeftOptions(r=2), seed=0)
+    save(lm, folder / "tuned")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, models, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "tuned"):
+        Path(name).symlink_to(models / name)
+    _rows("pairs.jsonl", ROWS)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers, root.level = handlers, level
+    set_quiet(True)
+
+
+def _rows(name: str, rows: list[dict]) -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def maypole(capsys):
+    def maypole(line: str) -> tuple[int, str, str]:
+        code = run(["align", "reward", *shlex.split(line)])
+        return code, *capsys.readouterr()
+
+    return maypole
+
+
+def test_a_reward_model_is_measured_on_prompts_it_has_not_seen(maypole):
+    code, _, err = maypole(f"--model base --data pairs.jsonl --out judge {TRAIN}")
+    assert code == 0, err
+    metrics = Artifact.load("judge").manifest["metrics"]
+    assert metrics["pair_accuracy_low"] <= metrics["pair_accuracy"] <= metrics["pair_accuracy_high"]
+    assert metrics["pair_accuracy"] > 0.9
+    _, measured = hold_out(Dataset.from_list(ROWS), 0.25, seed=0)
+    assert metrics["held_out_pairs"] == len(measured)
+    assert metrics["rows"] == len(ROWS) - len(measured)
+    judge = judges.load("judge")
+    assert isinstance(judge, RewardModel)
+    assert pair_accuracy(list(measured), judge).accuracy == metrics["pair_accuracy"]
+    card = Path("judge/README.md").read_text()
+    assert "| pair_accuracy_low |" in card
+    assert "--judge judge" in card
+    assert hf.AutoModelForSequenceClassification.from_pretrained("judge").config.num_labels == 1
+    code, _, err = maypole(f"--model base --data pairs.jsonl --out judge {TRAIN}")
+    assert code == 0, err  # it is there
+
+
+def test_a_pair_model_keeps_its_question_beside_it(maypole):
+    _rows("chats.jsonl", CHATS)
+    code, _, err = maypole(f"--type pair --model base --data chats.jsonl --out judge {TRAIN} --train.max-steps 30")
+    assert code == 0, err
+    judge = judges.load("judge")
+    assert isinstance(judge, PairModel)
+    _, measured = hold_out(Dataset.from_list(CHATS), 0.25, seed=0)
+    found = Artifact.load("judge").manifest["metrics"]["pair_accuracy"]
+    assert found == pair_accuracy(list(measured), judge).accuracy > 0.9
+
+
+@pytest.mark.parametrize("type", ["bradley-terry", "pair"])
+def test_an_adapter_judges_on_its_base(maypole, type: str):
+    code, _, err = maypole(
+        f"--type {type} --model base --data pairs.jsonl --out judge {TRAIN} --train.peft.type lora --train.peft.r 4"
+    )
+    assert code == 0, err
+    assert not Path("judge/model.safetensors").exists()
+    judge = judges.load("judge")
+    _, measured = hold_out(Dataset.from_list(ROWS), 0.25, seed=0)
+    assert pair_accuracy(list(measured), judge).accuracy == Artifact.load("judge").manifest["metrics"]["pair_accuracy"]
+
+
+def test_a_score_adapter_on_a_tuned_model_brings_the_merged_base_along(maypole):
+    code, _, err = maypole(f"--model tuned --data pairs.jsonl --out judge {TRAIN} --train.peft.type lora")
+    assert code == 0, err
+    config = json.loads(Path("judge/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(Path("judge/base").absolute())
+    assert config["task_type"] == "SEQ_CLS"
+    assert isinstance(judges.load("judge"), RewardModel)
+
+
+def test_pairs_given_to_measure_on_are_all_measured(maypole):
+    _rows("held.jsonl", [{**row, "margin": None} for row in ROWS[:10]])
+    _rows("margins.jsonl", [{**row, "margin": 0.5} for row in ROWS[10:]])
+    code, _, err = maypole(
+        f"--model base --data margins.jsonl --eval-data held.jsonl --out judge {TRAIN} --center 0.01"
+    )
+    assert code == 0, err
+    metrics = Artifact.load("judge").manifest["metrics"]
+    assert (metrics["held_out_pairs"], metrics["rows"]) == (10, 54)
+
+
+def test_held_out_pairs_beyond_the_context_are_counted(maypole):
+    _rows("held.jsonl", [*ROWS[:10], {"prompt": "x" * 600, "chosen": "a", "rejected": "b"}])
+    code, _, err = maypole(f"--model base --data pairs.jsonl --eval-data held.jsonl --out judge {TRAIN}")
+    assert code == 0, err
+    metrics = Artifact.load("judge").manifest["metrics"]
+    assert (metrics["held_out_pairs"], metrics["held_out_pairs_left_out"]) == (10, 1)
+
+
+def test_a_prompt_is_never_on_both_sides():
+    rows = Dataset.from_list(ROWS)
+    learnt, measured = hold_out(rows, 0.3, seed=1)
+    assert not set(learnt["prompt"]) & set(measured["prompt"])
+    assert len(learnt) + len(measured) == len(rows)
+    fewer, _ = hold_out(rows.select(range(32)), 0.3, seed=1)
+    assert set(fewer["prompt"]) == set(learnt["prompt"])
+    shares = [
+        len(hold_out(Dataset.from_dict({"prompt": list(map(str, range(400)))}), 0.1, seed=s)[1]) for s in range(5)
+    ]
+    assert 0.07 < np.mean(shares) / 400 < 0.13
+    with pytest.raises(UserError, match="would be held out"):
+        hold_out(rows.select(range(2)), 0.01, seed=0)
+
+
+def test_dry_run_says_what_would_be_done(maypole):
+    code, out, err = maypole(f"--type pair --model base --data pairs.jsonl --out judge {TRAIN} --dry-run --json")
+    assert code == 0, err
+    plan = json.loads(out)
+    _, measured = hold_out(Dataset.from_list(ROWS), 0.25, seed=0)
+    assert plan["rows_kept"] == len(ROWS) - len(measured)
+    assert plan["steps"] == 12
+    assert "pair_question.json" in plan["files"]
+    assert not Path("judge").exists()
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        "--model base --data pairs.jsonl --train.learning-rate 1e-5 --out judge",
+        "--type pair --model base --data pairs.jsonl --train.peft.type lora --out judge",
+    ],
+)
+def test_the_examples_of_the_help_work(maypole, example: str):
+    from maypole.align.verbs import reward
+
+    assert f"maypole align reward {example}" in (reward.__doc__ or "")
+    code, _, err = maypole(f"{example} --dry-run")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--type ranking", "type"),
+        ("--held-out 0", "held"),
+        ("--type pair --center 0.1", "center"),
+        ("--columns prompt", "NAME=COLUMN"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(maypole, line: str, message: str):
+    code, _, err = maypole(f"--model base --data pairs.jsonl --out judge {line}")
+    assert code == 2
+    assert message in err
+
+
+def test_columns_are_taken_by_other_names(maypole):
+    _rows("other.jsonl", [{"question": r["prompt"], "chosen": r["chosen"], "rejected": r["rejected"]} for r in ROWS])
+    code, out, err = maypole(f"--model base --data other.jsonl --columns prompt=question --out judge {TRAIN} --dry-run")
+    assert code == 0, err + out
+    code, _, err = maypole(f"--model base --data other.jsonl --out judge {TRAIN} --dry-run")
+    assert code == 2
+    assert "--columns prompt=question" in err
