@@ -57,7 +57,7 @@ FIELDS = {
     "engine:EngineConfig": "max_seqs max_batch_tokens kv_bytes",
     "train:Segment": "ids weights name children",
     "train:Loss": "sum metrics",
-    "train:TokenBatch": "logps weights segment names row reference hidden columns",
+    "train:TokenBatch": "logps weights segment names row reference hidden scores columns",
     "train:TrainConfig": "learning_rate num_train_epochs max_steps lr_scheduler_type warmup_ratio weight_decay "
     "max_grad_norm examples_per_step tokens_per_batch max_length precision gradient_checkpointing peft reference_logps "
     "optimizer save_steps eval_steps logging_steps report_to",

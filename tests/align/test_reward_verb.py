@@ -4,6 +4,7 @@ import json
 import logging
 import shlex
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -75,6 +76,10 @@ def maypole(capsys):
     return maypole
 
 
+def accuracy_of(judge: Any, rows: Dataset) -> float:
+    return pair_accuracy(cast(Any, rows), judge).accuracy
+
+
 def test_a_reward_model_is_measured_on_prompts_it_has_not_seen(maypole):
     code, _, err = maypole(f"--model base --data pairs.jsonl --out judge {TRAIN}")
     assert code == 0, err
@@ -86,7 +91,7 @@ def test_a_reward_model_is_measured_on_prompts_it_has_not_seen(maypole):
     assert metrics["rows"] == len(ROWS) - len(measured)
     judge = judges.load("judge")
     assert isinstance(judge, RewardModel)
-    assert pair_accuracy(list(measured), judge).accuracy == metrics["pair_accuracy"]
+    assert accuracy_of(judge, measured) == metrics["pair_accuracy"]
     card = Path("judge/README.md").read_text()
     assert "| pair_accuracy_low |" in card
     assert "--judge judge" in card
@@ -97,13 +102,13 @@ def test_a_reward_model_is_measured_on_prompts_it_has_not_seen(maypole):
 
 def test_a_pair_model_keeps_its_question_beside_it(maypole):
     _rows("chats.jsonl", CHATS)
-    code, _, err = maypole(f"--type pair --model base --data chats.jsonl --out judge {TRAIN} --train.max-steps 30")
+    code, _, err = maypole(f"--type pair --model base --data chats.jsonl --out judge {TRAIN.replace('12', '30')}")
     assert code == 0, err
     judge = judges.load("judge")
     assert isinstance(judge, PairModel)
     _, measured = hold_out(Dataset.from_list(CHATS), 0.25, seed=0)
     found = Artifact.load("judge").manifest["metrics"]["pair_accuracy"]
-    assert found == pair_accuracy(list(measured), judge).accuracy > 0.9
+    assert found == accuracy_of(judge, measured) > 0.9
 
 
 @pytest.mark.parametrize("type", ["bradley-terry", "pair"])
@@ -115,7 +120,7 @@ def test_an_adapter_judges_on_its_base(maypole, type: str):
     assert not Path("judge/model.safetensors").exists()
     judge = judges.load("judge")
     _, measured = hold_out(Dataset.from_list(ROWS), 0.25, seed=0)
-    assert pair_accuracy(list(measured), judge).accuracy == Artifact.load("judge").manifest["metrics"]["pair_accuracy"]
+    assert accuracy_of(judge, measured) == Artifact.load("judge").manifest["metrics"]["pair_accuracy"]
 
 
 def test_a_score_adapter_on_a_tuned_model_brings_the_merged_base_along(maypole):
