@@ -36,14 +36,3 @@ def checked(matrix: ArrayLike) -> NDArray[np.float64]:
     if off > TOLERANCE:
         raise ValueError(f"P(a, b) + P(b, a) is 1 off by {off:.2g}; the most is {TOLERANCE:g}")
     return p
-
-
-def with_equals(matrix: ArrayLike, answers: list[list[int]]) -> NDArray[np.float64]:
-    """The (k, k) matrix with ½ between answers of the same token ids, whatever a judge said of them."""
-    p = np.array(matrix, dtype=np.float64)
-    names = [tuple(answer) for answer in answers]
-    for a, one in enumerate(names):
-        for b, other in enumerate(names):
-            if one == other:
-                p[a, b] = 0.5
-    return p

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from maypole.claims.curve import Curve
 from maypole.claims.effects import Effect, Part
+from maypole.claims.llama import llama
 from maypole.core.artifact import Artifact
 from maypole.core.seeds import derive
 from maypole.curate.corpus import open_corpus
@@ -27,7 +27,6 @@ from maypole.data import TEXT, read
 from maypole.engine import Engine, ScoreRequest
 from maypole.evaluate.perplexity import perplexity
 from maypole.models.language_model import LanguageModel
-from maypole.models.loading import create
 from maypole.train.config import TrainConfig
 from maypole.train.fit import fit
 from maypole.train.supervised import LanguageModeling
@@ -190,7 +189,7 @@ def run(expected: Expected, seed: int, workdir: Path, sizes: Sizes = Sizes()) ->
     rows = [{"id": str(i), **mix.document(draws)} for i in range(sizes.documents)]
     (workdir / "corpus" / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus, reads = open_corpus([workdir / "corpus"]), Read(sizes.read, seed)
-    reference = _llama(tokenizer, sizes.reference, derive(seed, "reference"))
+    reference = llama(tokenizer, sizes.reference, derive(seed, "reference"))
     with Artifact.open(workdir / "reference", kind="reference") as artifact:
         train_reference(reference, corpus, reads, _config(sizes, sizes.reference_steps), out=artifact)
         artifact.finish()
@@ -200,7 +199,7 @@ def run(expected: Expected, seed: int, workdir: Path, sizes: Sizes = Sizes()) ->
     for criterion in ("none", "low", "medium", "high", "random"):
         chosen: Any = ("random", 1.0) if criterion == "none" else (criterion, CHOSEN)
         kept = prune(corpus, scores, out=workdir / criterion, criterion=chosen[0], rate=chosen[1], seed=seed).path
-        lm = _llama(tokenizer, sizes.final, derive(seed, "final"))
+        lm = llama(tokenizer, sizes.final, derive(seed, "final"))
         curve = Curve(sizes.every, partial(exam.loss_and_recall, lm))
         fit(
             lm, read(kept / "data", TEXT), LanguageModeling(), _config(sizes, sizes.steps),
@@ -214,17 +213,6 @@ def run(expected: Expected, seed: int, workdir: Path, sizes: Sizes = Sizes()) ->
 
 
 PARTS = {expected.mix: Part(partial(run, expected)) for expected in (WEB, CURATED)}
-
-
-def _llama(tokenizer: PreTrainedTokenizerBase, size: tuple[int, int], seed: int) -> LanguageModel:
-    """Fresh weights as transformers draws them: `size` is layers and width."""
-    layers, width = size
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    config = AutoConfig.for_model(
-        "llama", vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, **ids,
-    )  # fmt: skip
-    return create(config, tokenizer, seed)
 
 
 def _config(sizes: Sizes, steps: int) -> TrainConfig:

@@ -157,6 +157,7 @@ OBJECT = _plain("an object", lambda v: isinstance(v, Mapping), lambda c: pa.type
 STRINGS = _list_of("a list of strings", lambda v: isinstance(v, str), _strings)
 NUMBERS = _list_of("a list of numbers", _is_number, _numbers)
 TOKENS = _list_of("a list of token ids", _is_token, _tokens)
+ANSWERS_TOKENS = _each("a list of lists of token ids", TOKENS)
 MATRIX = _each("a list of lists of numbers", NUMBERS)
 MESSAGES = _turns('a list of messages {"role", "content"}', "role", "content")
 SHAREGPT = _turns('a list of turns {"from", "value"}', "from", "value")
@@ -177,7 +178,7 @@ IMAGE = Kind(
 KINDS: Mapping[str, Kind] = {
     kind.says: kind
     for kind in (
-        STRING, NUMBER, BOOL, OBJECT, STRINGS, NUMBERS, TOKENS, MATRIX, MESSAGES, TEXT_OR_MESSAGES, COMPLETIONS,
-        PROBABILITIES, TURNS, IMAGE,
+        STRING, NUMBER, BOOL, OBJECT, STRINGS, NUMBERS, TOKENS, ANSWERS_TOKENS, MATRIX, MESSAGES, TEXT_OR_MESSAGES,
+        COMPLETIONS, PROBABILITIES, TURNS, IMAGE,
     )
 }  # fmt: skip

@@ -96,8 +96,11 @@ SAMPLES = RowType(
     "SAMPLES",
     {"prompt": _TALK, "completions": kinds.COMPLETIONS.says},
     rule=_one_score_per_completion,
-    optional={"scores": kinds.NUMBERS.says, "probabilities": kinds.PROBABILITIES.says},
-)
+    optional={
+        "scores": kinds.NUMBERS.says, "probabilities": kinds.PROBABILITIES.says,
+        "prompt_ids": _TOKENS, "completion_ids": kinds.ANSWERS_TOKENS.says,
+    },
+)  # fmt: skip
 QA = RowType("QA", {"question": _STRING, "answers": kinds.STRINGS.says}, optional={"passages": kinds.STRINGS.says})
 TRIPLE = RowType("TRIPLE", {"subject": _STRING, "relation": _STRING, "object": _STRING})
 EDIT = RowType("EDIT", {"requested_rewrite": kinds.OBJECT.says}, rule=_has_a_blank_for_the_subject)

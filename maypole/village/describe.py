@@ -6,8 +6,9 @@ length, and one with rock-paper-scissors between styles, which no reward can exp
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from maypole.core.errors import ConfigError
 from maypole.village.draws import Draws
@@ -23,6 +24,13 @@ NOUN_RELATION = {WORDS[relation][0]: relation for relation in ATTRIBUTES}
 JUDGES = ("bradley-terry", "length-biased", "intransitive")
 
 
+class Facts(Protocol):
+    """What is true: `lookup` of (name, attribute). A `World` is one."""
+
+    @property
+    def lookup(self) -> Mapping[tuple[str, str], str]: ...
+
+
 def describe_prompt(name: str) -> str:
     return f" Describe {name}:"
 
@@ -36,7 +44,7 @@ def clauses(completion: str) -> list[tuple[str, str]]:
     return found
 
 
-def gold_reward(world: World, name: str, completion: str) -> float:
+def gold_reward(world: Facts, name: str, completion: str) -> float:
     """R = right - wrong - repeated; a malformed clause is wrong, a repeated one counts as repeated only."""
     score, seen = 0, set()
     for clause in clauses(completion):
@@ -67,7 +75,7 @@ class Oracle:
     `margin` sees the gold reward's difference, the difference in clauses and both styles.
     """
 
-    world: World
+    world: Facts
     margin: Callable[[float, int, int, int], float]
 
     def probability(self, prompt: str, a: str, b: str) -> float:
@@ -83,7 +91,7 @@ def subject_of(prompt: str) -> str:
     return prompt.strip().removeprefix("Describe ").rstrip(":")
 
 
-def oracle(world: World, judge: str = "bradley-terry", length_bias: float = 0.25) -> Oracle:
+def oracle(world: Facts, judge: str = "bradley-terry", length_bias: float = 0.25) -> Oracle:
     """One of `JUDGES`. `length_bias` is per clause (two tokens each: 0.125 a token)."""
     if judge == "bradley-terry":
         return Oracle(world, lambda gain, longer, first, second: gain)

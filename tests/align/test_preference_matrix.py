@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from maypole.align.preference_matrix import checked, from_scores, win_rates, with_equals
+from maypole.align.preference_matrix import checked, from_scores, win_rates
 from maypole.core.judge import matrix
 
 CIRCLE = np.array([[0.5, 0.9, 0.1], [0.1, 0.5, 0.9], [0.9, 0.1, 0.5]])
@@ -41,12 +41,6 @@ def test_a_judges_matrix_is_one():
 
     found = matrix(longer, ["p"], [["a", "bb", "ccc"]])
     np.testing.assert_array_equal(checked(found), found)
-
-
-def test_answers_of_the_same_tokens_draw_whatever_the_judge_says():
-    p = with_equals(CIRCLE, [[1, 2], [1, 2], [3]])
-    assert p.tolist() == [[0.5, 0.5, 0.1], [0.5, 0.5, 0.9], [0.9, 0.1, 0.5]]
-    assert CIRCLE[0, 1] == 0.9
 
 
 @pytest.mark.parametrize(
