@@ -59,6 +59,7 @@ def online(
     out: str | Path | Artifact,
     seed: int = 0,
     eval_prompts: Dataset | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Artifact:
     """Train `lm` in place, round by round, on its own judged answers; the artifact is a checkpoint or adapter.
 
@@ -87,15 +88,18 @@ def online(
         ranks = join()
         begin = partial(Artifact.open, out, kind="online", config=parts, inputs=inputs, seed=seed)
         with ranks.together(), ranks.open(begin) as artifact, ranks.together():
-            online(lm, prompts, judge, method, config, train, out=artifact, seed=seed, eval_prompts=eval_prompts)
+            online(
+                lm, prompts, judge, method, config, train, out=artifact, seed=seed, eval_prompts=eval_prompts,
+                callbacks=callbacks,
+            )  # fmt: skip
             if not artifact.finished:
                 ranks.lead(lambda: save_result(lm, artifact, artifact.manifest["metrics"]))
                 ranks.finish(artifact)
             return artifact
     rounds = OnlineRounds(prompts, judge, method, config, artifact=out, seed=seed, eval_prompts=eval_prompts)
     reference = config.reference if "reference" in method.objective.needs else None
-    callbacks = [_Lines(rounds)]
-    fit(lm, rounds, method.objective, train, out=out, seed=seed, reference=reference, callbacks=callbacks)
+    told = [_Lines(rounds), *callbacks]
+    fit(lm, rounds, method.objective, train, out=out, seed=seed, reference=reference, callbacks=told)
     if not out.finished:
         join().lead(lambda: rounds.end(lm))
     return out

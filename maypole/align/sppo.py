@@ -102,10 +102,10 @@ class AllAnswers:
         return answer_tree({**prompt, **answers, **ids}, tuple(answers), tokenizer)
 
     def __call__(self, batch: TokenBatch) -> Loss:
-        rates: list[list[float]] = [list(row) for row in batch.columns["scores"]]
+        rates: Any = batch.columns["scores"]
         most = max(map(len, rates))
         # A row with fewer answers than the longest gets some of no tokens that stay where they are: p = ½, no loss.
-        p = torch.tensor([row + [0.5] * (most - len(row)) for row in rates], device=batch.logps.device)
+        p = torch.tensor([[*row, *[0.5] * (most - len(row))] for row in rates], device=batch.logps.device)
         now = torch.stack([batch.sums(str(i)) for i in range(most)], 1)
         before = torch.stack([batch.sums(str(i), reference=True) for i in range(most)], 1)
         answers = torch.tensor([float(len(row)) for row in rates], device=p.device)
@@ -167,15 +167,16 @@ def best_and_worst(sample: Mapping[str, Any]) -> dict[str, Any] | None:
     matrix = np.asarray(sample["probabilities"])
     p = win_rates(matrix)
     best, worst = int(p.argmax()), int(p.argmin())
-    if best == worst or p[best] == p[worst]:
+    ids = sample["completion_ids"]
+    if p[best] == p[worst] or not ids[best] or not ids[worst]:
         return None
     return {
         "prompt": sample["prompt"],
         "chosen": sample["completions"][best],
         "rejected": sample["completions"][worst],
         "prompt_ids": sample["prompt_ids"],
-        "chosen_ids": sample["completion_ids"][best],
-        "rejected_ids": sample["completion_ids"][worst],
+        "chosen_ids": ids[best],
+        "rejected_ids": ids[worst],
         "chosen_probs": float(matrix[best, worst]),
         "chosen_probs_win": float(p[best]),
         "chosen_probs_lose": float(p[worst]),
@@ -184,7 +185,7 @@ def best_and_worst(sample: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _every(sample: Mapping[str, Any]) -> dict[str, Any] | None:
     p = win_rates(sample["probabilities"])
-    if p.max() == p.min():
+    if p.max() == p.min() or not all(sample["completion_ids"]):
         return None
     kept = {name: sample[name] for name in ("prompt", "completions", "prompt_ids", "completion_ids")}
     return {**kept, "scores": p.tolist()}

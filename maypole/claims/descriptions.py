@@ -79,7 +79,8 @@ class Schooling:
     size: tuple[int, int] = (2, 64)
     steps: int = 300
     examples_per_step: int = 64
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
+    """Of 3e-3, 5e-3 and 1e-2 the one whose policy is right most often."""
 
 
 def first_policy(corner: Corner, seed: int, out: Path, schooling: Schooling = Schooling()) -> LanguageModel:

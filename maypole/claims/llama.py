@@ -13,7 +13,7 @@ def llama(
     layers, width = size
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = AutoConfig.for_model(
-        "llama", vocab_size=len(tokenizer), hidden_size=width, intermediate_size=widening * width, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, **ids,
+        "llama", vocab_size=len(tokenizer), hidden_size=width, intermediate_size=widening * width,
+        num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, **ids,
     )  # fmt: skip
     return create(config, tokenizer, seed)

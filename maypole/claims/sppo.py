@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from maypole.align.config import OnlineConfig
 from maypole.align.matrix_game import multiplicative_weights
-from maypole.align.method import Method
 from maypole.align.online import online
 from maypole.align.preference import CHOSEN, REJECTED
 from maypole.align.preference_options import PreferenceOptions
@@ -44,8 +43,8 @@ from maypole.village.describe import Oracle, describe_prompt, oracle, style
 STATEMENT = (
     "Trained round by round on the best and the worst of five answers under a judge that goes round in circles, SPPO "
     "makes the chosen answers likelier in every round, with soft and with hard probabilities, and DPO does not. At the "
-    "same distance from the start SPPO wins no less against it than DPO and IPO (of sums, as printed). DPO held loosely "
-    "ends where one style beats it; the control is a judge without circles, where that lead is gone. The game on a "
+    "same distance from the start SPPO wins no less against it than DPO and IPO (of sums, as printed). Loose DPO ends "
+    "where one style beats it; the control is a judge without circles, where SPPO's lead there is gone. The game on a "
     "table: the average policy of self-play keeps the bound of no regret, and the last one orbits. Left out: a learning "
     "rate too small and answers nearly alike, of which the sheet says that they hide every effect."
 )
@@ -113,7 +112,7 @@ class IterativeIpo(IterativeDPO):
 
 DRAWS = Sampling(n=5, max_tokens=LONGEST)
 SPPO, HARD, LOOSE, TIGHT, IPO = "SPPO η=8", "SPPO η=4 hard", "DPO β=0.1", "DPO β=0.5", "IPO β=0.3"
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Any] = {
     SPPO: Sppo(DRAWS, eta=8.0),
     HARD: Sppo(DRAWS, eta=4.0, variant="hard"),
     LOOSE: IterativeDPO(PreferenceOptions(loss="dpo", beta=0.1), DRAWS),
@@ -182,7 +181,7 @@ class Arena:
         self.corner, self.start, self.seed, self.sizes = corner, start, seed, sizes
         self.said = answers(Engine(start), corner.names, sizes.said, derive(seed, "rivals"))
 
-    def train(self, method: Method, judge: Oracle, out: Path) -> Trained:
+    def train(self, method: Any, judge: Oracle, out: Path) -> Trained:
         lm, sizes = twin(self.start), self.sizes
         kept = Kept(lm, sizes.every)
         train = TrainConfig(
@@ -277,7 +276,7 @@ def _contests(
     for name, other in near.items():
         distance = f"KL to the first policy, {SPPO} and {name}"
         made += [
-            Effect(f"{SPPO} no worse than {name} as far away", "wins", ours.wins, other.wins, -NO_WORSE, "difference>="),
+            Effect(f"{SPPO} no worse than {name} there", "wins", ours.wins, other.wins, -NO_WORSE, "difference>="),
             Effect("as far away", distance, ours.distance, other.distance, CALLED_EQUAL, "ratio<=", control=True),
             Effect("no nearer", distance, ours.distance, other.distance, 1 / CALLED_EQUAL, "ratio>=", control=True),
         ]
@@ -306,12 +305,12 @@ def game(seed: int, workdir: Path) -> list[Effect]:
     """Self-play on tables: random preferences from all answers alike, and a circle from random policies."""
     draw = np.random.default_rng(derive(seed, "games"))
     made: list[Effect] = []
-    for answers, steps in ((n, t) for n in (3, 10, 50) for t in (100, 1000)):
-        eta, bound = math.sqrt(8 * math.log(answers) / steps), math.sqrt(math.log(answers) / (2 * steps))
+    for actions, steps in ((n, t) for n in (3, 10, 50) for t in (100, 1000)):
+        eta, bound = math.sqrt(8 * math.log(actions) / steps), math.sqrt(math.log(actions) / (2 * steps))
         gaps = [
-            multiplicative_weights(_game(answers, draw), eta=eta, steps=steps).average_gap for _ in range(GAMES)
+            multiplicative_weights(_game(actions, draw), eta=eta, steps=steps).average_gap for _ in range(GAMES)
         ]
-        name = f"average of {steps} steps, {answers} answers"
+        name = f"average of {steps} steps, {actions} answers"
         made.append(Effect(name, "largest gap of five games, and the bound", max(gaps), bound, 0.0, "difference<="))
     starts = draw.dirichlet(np.ones(3), size=STARTS)
     gaps = {}
@@ -327,9 +326,9 @@ def game(seed: int, workdir: Path) -> list[Effect]:
     ]
 
 
-def _game(answers: int, draw: np.random.Generator) -> np.ndarray:
-    upper = np.triu(draw.random((answers, answers)), 1)
-    return upper + np.tril(1 - upper.T, -1) + np.eye(answers) / 2
+def _game(actions: int, draw: np.random.Generator) -> np.ndarray:
+    upper = np.triu(draw.random((actions, actions)), 1)
+    return upper + np.tril(1 - upper.T, -1) + np.eye(actions) / 2
 
 
 PARTS = {"self-play": Part(run), "game": Part(game)}
