@@ -10,7 +10,7 @@ same rows and ends with the same weights. Knows nothing about losses: methods ar
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any

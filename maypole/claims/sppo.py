@@ -45,7 +45,7 @@ STATEMENT = (
     "makes the chosen answers likelier in every round, with soft and with hard probabilities, and DPO does not. At the "
     "same distance from the start SPPO wins no less against it than DPO and IPO (of sums, as printed). Loose DPO ends "
     "where one style beats it; the control is a judge without circles, where SPPO's lead there is gone. The game on a "
-    "table: the average policy of self-play keeps the bound of no regret, and the last one orbits. Left out: a learning "
+    "table: the average policy of self-play keeps the bound of no regret, the last one orbits. Left out: a learning "
     "rate too small and answers nearly alike, of which the sheet says that they hide every effect."
 )
 ROUNDS = 3
