@@ -96,24 +96,27 @@ def test_a_prompt_with_fewer_answers_than_others_is_the_mean_of_its_own():
 
 
 @pytest.mark.parametrize("select", ["max_min", "all"])
-def test_the_loop_trains_by_a_judge_of_pairs(tmp_path, select: Any):
+def test_every_round_of_the_loop_begins_at_the_policy_that_answered(tmp_path, select: Any):
     method = Sppo(Sampling(n=3, max_tokens=6), eta=8.0, select=select)
-    run(tmp_path / "out", judge=prefers, method=method, reference="previous")
-    samples = {s["prompt"]: s for s in samples_of(tmp_path / "out", 1)}
-    for row in rows_of(tmp_path / "out", 1):
-        sample = samples[row["prompt"]]
-        rates = win_rates(sample["probabilities"])
-        if select == "max_min":
-            assert row["chosen_ids"] == sample["completion_ids"][rates.argmax()]
-            assert row["chosen_probs_lose"] == rates.min()
-        else:
-            assert row["completion_ids"] == sample["completion_ids"]
-            np.testing.assert_allclose(row["scores"], rates)
-    distances = [line["distance"] for line in lines_of(tmp_path / "out")]
-    rates = [win_rates(s["probabilities"]) for s in samples_of(tmp_path / "out", 0)]
-    ends = [[r.max(), r.min()] if select == "max_min" else r for r in rates if r.max() > r.min()]
-    assert distances[0] == pytest.approx(np.mean([np.mean((np.array(e) - 0.5) ** 2) for e in ends]), rel=0.5)
-    assert len(distances) == 6
+    run(tmp_path / "out", judge=prefers, method=method, reference="previous", train=training(examples_per_step=8))
+    distances = [line["distance"] for line in lines_of(tmp_path / "out") if "distance" in line]
+    assert len(distances) == 3
+    for round in range(3):
+        samples = {s["prompt"]: s for s in samples_of(tmp_path / "out", round)}
+        targets = []
+        for row in rows_of(tmp_path / "out", round):
+            sample = samples[row["prompt"]]
+            rates = win_rates(sample["probabilities"])
+            if select == "max_min":
+                assert row["chosen_ids"] == sample["completion_ids"][rates.argmax()]
+                assert row["rejected_ids"] == sample["completion_ids"][rates.argmin()]
+                targets.append([row["chosen_probs_win"], row["chosen_probs_lose"]])
+            else:
+                assert row["completion_ids"] == sample["completion_ids"]
+                targets.append(row["scores"])
+            np.testing.assert_allclose([max(targets[-1]), min(targets[-1])], [rates.max(), rates.min()])
+        assert len(targets) == 8
+        assert distances[round] == pytest.approx(np.mean((np.array(targets) - 0.5) ** 2), rel=1e-4)
 
 
 def test_rows_of_chats_with_probabilities_from_elsewhere_are_learnt(tmp_path):
