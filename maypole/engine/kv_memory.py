@@ -72,11 +72,14 @@ class KVMemory:
             length *= 2
         return length if self.fits_alone(length) else tokens
 
-    def place(self, holder: Holder, tokens: int) -> bool:
-        """Give `holder` a row for `tokens`; False, and nothing changed, where there is no room for one."""
+    def place(self, holder: Holder, tokens: int, others: int = 0) -> bool:
+        """Give `holder` a row for `tokens`; False, and nothing changed, where there is no room for one.
+
+        So many `others` are about to come to the same class.
+        """
         length = self.length_for(tokens)
         slots = self.pools.setdefault(length, Slots(length))
-        if len(slots.members) == slots.rows and not self._enlarge(slots):
+        if len(slots.members) == slots.rows and not self._enlarge(slots, others):
             if not slots.members:
                 self._forget(slots)
             return False
@@ -150,15 +153,24 @@ class KVMemory:
         holder.node = node
 
     def _move(self, holder: Holder, tokens: int) -> bool:
-        """Another row for `holder`, with what its row holds."""
-        old, row, held = _slots(holder), holder.row, holder.held - holder.base
-        if not self.place(holder, tokens):
-            return False
-        for n, tensors in _slots(holder).layers.items():
-            for new, given in zip(tensors, old.layers[n]):
-                new[holder.row, :, :held] = given[row, :, :held]
-        self._leave(old, row)
-        return True
+        """Another row for `holder`, with what its row holds; who has filled a row of the same class comes along.
+
+        Answers that began together outgrow their class together: one by one the last row would fill every gap.
+        """
+        old = _slots(holder)
+        full = [m for m in old.members if m is not holder and m.held - m.base == old.length < tokens]
+        left: list[int] = []
+        for i, member in enumerate((holder, *full)):
+            row, held = member.row, member.held - member.base
+            if not self.place(member, tokens, len(full) - i):
+                break
+            for n, tensors in _slots(member).layers.items():
+                for new, given in zip(tensors, old.layers[n]):
+                    new[member.row, :, :held] = given[row, :, :held]
+            left.append(row)
+        for row in sorted(left, reverse=True):
+            self._leave(old, row)
+        return bool(left)
 
     def _leave(self, slots: Slots, row: int) -> None:
         """The last row takes the place of the one that is left."""
@@ -172,10 +184,11 @@ class KVMemory:
         if not slots.members:
             self._forget(slots)
 
-    def _enlarge(self, slots: Slots) -> bool:
-        """Twice the rows where they are free, or one more where what nobody uses makes way for it."""
+    def _enlarge(self, slots: Slots, others: int) -> bool:
+        """Twice the rows, or enough for so many `others` too, where they are free, or one more where what nobody uses
+        makes way for it."""
         per_row = slots.length * self.bytes_per_token
-        twice = max(2 * slots.rows, 1)
+        twice = max(2 * slots.rows, slots.rows + 1 + others)
         if self.bytes + (twice - slots.rows) * per_row <= self.max_bytes:
             self._resize(slots, twice)
             return True

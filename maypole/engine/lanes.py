@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from maypole.engine.adapters import Adapter, Lora
+from maypole.engine.prefix_tree import Ids
 
 Segment = tuple[Adapter, torch.Tensor | None]
 """An adapter and the tokens (n,) it applies to, counted on the host; None for all of them."""
@@ -23,6 +25,8 @@ SEGMENT_COST = {"cpu": 2**20, "cuda": 2**31}
 """Multiply-adds that take as long as what a segment of its own costs besides them: gathering, launching, adding."""
 GROUPED = 2**21
 """Multiply-adds on a CPU that take as long as bringing tokens into groups and back."""
+FEW = 2
+"""Tokens of an adapter up to which its second factor is fetched for each of them rather than multiplied by groups."""
 KEPT = 2
 """How many times the rank that a step needs the stacked factors may have before they are stacked anew."""
 
@@ -32,17 +36,14 @@ class Stacked:
     """One layer of several adapters. down: (R, d_in), up: (R, d_out), bias: (adapters, d_out).
 
     `blocks` has the place and rank of every adapter that changes the layer: layers with equal blocks share a mask.
+    `even` is the rank of all members of the stack, 0 where it is not one.
     """
 
     down: torch.Tensor
     up: torch.Tensor
     bias: torch.Tensor | None
     blocks: tuple[tuple[int, int], ...]
-
-    def even(self, members: int) -> int:
-        """The rank of all `members`, 0 where it is not one."""
-        ranks = {rank for _, rank in self.blocks}
-        return ranks.pop() if len(self.blocks) == members and len(ranks) == 1 else 0
+    even: int
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +78,9 @@ def _stacked(present: Sequence[tuple[int, Any]], members: int) -> Stacked:
         for i, lora in parts:
             if lora.bias is not None:
                 bias[i] = lora.bias
-    return Stacked(down, up, bias, tuple((i, lora.down.shape[0]) for i, lora in parts))
+    blocks = tuple((i, lora.down.shape[0]) for i, lora in parts)
+    ranks = {rank for _, rank in blocks}
+    return Stacked(down, up, bias, blocks, ranks.pop() if len(parts) == members and len(ranks) == 1 else 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,23 +88,29 @@ class Groups:
     """The tokens of a step adapter by adapter, each with room for as many as the largest has.
 
     `gather` (members * most,) has a token for each place, any for one that stays empty; `places` (n,) has the place of
-    each of `tokens` (n,), which are None for all in their order.
+    each of `tokens` (n,), which are None for all in their order. `owners` (n,) has the group of each where groups are
+    small.
     """
 
     gather: torch.Tensor
     places: torch.Tensor
     tokens: torch.Tensor | None
+    owners: torch.Tensor | None
 
     def add(self, layer: Stacked, members: int, x: torch.Tensor, out: torch.Tensor) -> None:
         """Each group by its own factors, in one product of many small ones: no token meets those of another."""
-        rows = x.index_select(0, self.gather).to(layer.down.dtype).view(members, -1, x.shape[1])
-        inner = torch.bmm(rows, layer.down.view(members, -1, x.shape[1]).transpose(1, 2))
-        part = torch.bmm(inner, layer.up.view(members, -1, out.shape[1])).view(-1, out.shape[1])
-        part = part.index_select(0, self.places).to(out.dtype)
-        if self.tokens is None:
-            out += part
+        down, up = layer.down.view(members, -1, x.shape[1]), layer.up.view(members, -1, out.shape[1])
+        rows = x.index_select(0, self.gather).to(down.dtype).view(members, -1, x.shape[1])
+        inner = torch.bmm(rows, down.transpose(1, 2))
+        if self.owners is None:
+            part = torch.bmm(inner, up).view(-1, out.shape[1]).index_select(0, self.places)
         else:
-            out.index_add_(0, self.tokens, part)
+            inner = inner.view(-1, 1, layer.even).index_select(0, self.places)
+            part = torch.bmm(inner, up.index_select(0, self.owners)).squeeze(1)
+        if self.tokens is None:
+            out += part.to(out.dtype)
+        else:
+            out.index_add_(0, self.tokens, part.to(out.dtype))
 
 
 @dataclass(slots=True, eq=False)
@@ -122,7 +131,7 @@ class Dense:
         if layer is None:
             return
         members = len(self.stack.members)
-        if self.groups is not None and layer.even(members):
+        if self.groups is not None and layer.even:
             self.groups.add(layer, members, x, out)
         else:
             self._add_masked(layer, x, out)
@@ -168,19 +177,33 @@ class Lanes:
         self._hooked: set[str] = set()
         self._segments: Sequence[Segment] = ()
         self._stack: Stack | None = None
+        self._planned_for: Sequence[Segment] = ()
         self._plan: tuple[Dense | None, Sequence[Segment]] | None = None
+        self._last: tuple[list[tuple[int, Adapter | None]], Sequence[Segment]] = [], ()
         self.alone = False
 
     @property
     def segments(self) -> Sequence[Segment]:
-        """Adapters of the forward under way and their tokens; empty between forwards."""
+        """Adapters of the forward under way and their tokens; empty between forwards.
+
+        What follows from them is kept until other segments are set.
+        """
         return self._segments
 
     @segments.setter
     def segments(self, segments: Sequence[Segment]) -> None:
-        for adapter, _ in segments:
-            self.prepare(adapter)
-        self._segments, self._plan = segments, None
+        if segments and segments is not self._planned_for:
+            for adapter, _ in segments:
+                self.prepare(adapter)
+            self._planned_for, self._plan = segments, None
+        self._segments = segments
+
+    def segments_of(self, counts: Sequence[int], adapters: Sequence[Adapter | None]) -> Sequence[Segment]:
+        """The segments of a step of pieces with so many tokens each: the very same for a step like the last."""
+        like = [*zip(counts, adapters)]
+        if like != self._last[0]:
+            self._last = like, segments_of(np.repeat([id(a) for a in adapters], counts), adapters)
+        return self._last[1]
 
     @property
     def stacked_bytes(self) -> int:
@@ -200,6 +223,7 @@ class Lanes:
         stack = self._stack
         if stack is not None and adapter in stack.members:
             self._stack = None
+        self._planned_for, self._plan, self._last = (), None, ([], ())
 
     def add(self, name: str, x: torch.Tensor, out: torch.Tensor) -> None:
         """Add to `out` (tokens, d_out), in place, what the adapters of the tokens make of `x` (tokens, d_in)."""
@@ -268,6 +292,16 @@ class Lanes:
         return hook
 
 
+def segments_of(owner: Ids, adapters: Sequence[Adapter | None]) -> Sequence[Segment]:
+    """The tokens of each adapter; `owner` (T,) says by id whose each is."""
+    present = {id(a): a for a in adapters}
+    if set(present.values()) == {None}:
+        return ()
+    if len(present) == 1:
+        return [(a, None) for a in present.values() if a is not None]
+    return [(a, torch.from_numpy(np.flatnonzero(owner == key))) for key, a in present.items() if a is not None]
+
+
 def _on(device: torch.device, segments: Sequence[Segment]) -> list[Segment]:
     return [(adapter, None if rows is None else rows.to(device, non_blocking=True)) for adapter, rows in segments]
 
@@ -297,7 +331,7 @@ def _groups(owners: torch.Tensor, rows: torch.Tensor, stack: Stack, width: int) 
     places[order] = owned[order] * most + torch.arange(len(order)) - first[owned[order]]
     gather = torch.zeros(members * most, dtype=torch.long)
     gather[places] = rows
-    return Groups(gather, places, None if len(rows) == len(owners) else rows)
+    return Groups(gather, places, None if len(rows) == len(owners) else rows, owned if most <= FEW else None)
 
 
 def _layer(segments: Sequence[Segment]) -> Lora:

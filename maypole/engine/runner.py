@@ -17,7 +17,7 @@ from maypole.core.errors import UnsupportedModel
 from maypole.engine.adapters import Adapter
 from maypole.engine.fast_path import FAMILIES, FastPath, understands
 from maypole.engine.kv_memory import KVMemory
-from maypole.engine.lanes import Lanes
+from maypole.engine.lanes import Lanes, segments_of
 from maypole.engine.moved_weights import MovedWeights, check_at_home
 from maypole.engine.plans import Probe, TreePlan, tree_plan
 from maypole.engine.prefix_tree import Ids, PrefixTree, prefix_tree
@@ -191,7 +191,7 @@ class Runner:
         """Hidden states (T, d) of the tree that `tree` made for these adapters, or of its `wanted` slots (n,) alone."""
         plan: TreePlan = tree_plan(tree, self.device)
         ids = torch.from_numpy(tree.tokens).to(self.device)
-        segments = self._segments(_owners(tree, adapters), adapters)
+        segments = segments_of(_owners(tree, adapters), adapters)
         chosen = None if wanted is None else torch.from_numpy(wanted).to(self.device)
         return self.forward(ids, plan.positions, plan, segments, layer, chosen)
 
@@ -206,8 +206,7 @@ class Runner:
         plan = step_plan(pieces, self.device, whole_rows=alike > 0)
         self.lanes.alone = alike > 0
         tokens = on(np.concatenate(ids), self.device)
-        owner = np.repeat([id(a) for a in adapters], [p.count for p in pieces])
-        segments = self._segments(owner, adapters)
+        segments = self.lanes.segments_of([p.count for p in pieces], adapters)
         if not alike:
             return self.forward(tokens, plan.positions, plan, segments, wanted=plan.last)
         padding = -len(tokens) % alike
@@ -223,15 +222,6 @@ class Runner:
             for a in range(0, hidden.shape[0], CHUNK):
                 rows = slice(a, min(a + CHUNK, hidden.shape[0]))
                 yield rows, self.head.logits(hidden[rows], self._head_product)
-
-    def _segments(self, owner: Ids, adapters: Sequence[Adapter | None]) -> list[tuple[Adapter, torch.Tensor | None]]:
-        """The tokens of each adapter, counted on the host; `owner` (T,) says by id whose each is."""
-        present = {id(a): a for a in adapters}
-        if set(present.values()) == {None}:
-            return []
-        if len(present) == 1:
-            return [(a, None) for a in present.values() if a is not None]
-        return [(a, torch.from_numpy(np.flatnonzero(owner == key))) for key, a in present.items() if a is not None]
 
 
 def _owners(tree: PrefixTree, adapters: Sequence[Adapter | None]) -> Ids:

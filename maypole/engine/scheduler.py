@@ -24,8 +24,8 @@ from maypole.engine.sequence import Sequence
 from maypole.engine.settings import Bounds
 from maypole.engine.step_plan import Piece
 
-AHEAD = 32
-"""Tokens beyond its prompt that a sequence is given room for when it starts."""
+AHEAD = 64
+"""Tokens beyond its prompt that a sequence is given room for when it starts; to move it later is dear."""
 
 
 class Scheduler:

@@ -1,5 +1,7 @@
 """Whatever adapters share a batch, each request's numbers are those of peft with its adapter alone."""
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -147,10 +149,37 @@ def test_stacked_factors_are_kept_while_they_serve_and_never_twice_too_wide():
     assert here._stack is None
 
 
+def test_a_step_like_the_last_is_planned_once_and_nothing_is_kept_of_an_adapter_that_left():
+    made = [Adapter(f"a{i}", None, {"0": Lora(torch.randn(2, 6), torch.randn(6, 2), None)}, {}) for i in range(3)]
+    here = lanes.Lanes(torch.nn.Sequential(torch.nn.Linear(6, 6)))
+
+    def plan(*counts: int) -> Any:
+        here.segments = here.segments_of(counts, [*made[:2], None])
+        here.add("0", torch.randn(sum(counts), 6), torch.zeros(sum(counts), 6))
+        here.segments = ()
+        return here._plan
+
+    first = plan(1, 1, 1)
+    assert plan(1, 1, 1) is first
+    other = plan(1, 2, 1)
+    assert other is not first
+    assert plan(1, 1, 1) is not first
+    left = made.pop(0)
+    down = weakref.ref(left.layers["0"].tensors["down"])
+    here.forget(left)
+    del first, other, left
+    gc.collect()
+    assert down() is None
+
+
 @pytest.mark.parametrize("idle", [0, 3], ids=["all tokens", "some of the base"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_groups_give_each_token_what_its_adapter_alone_gives(idle: int, biased: bool, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("few", [0, 9], ids=["by groups", "token by token"])
+def test_groups_give_each_token_what_its_adapter_alone_gives(
+    idle: int, biased: bool, few: int, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(lanes, "GROUPED", 0)
+    monkeypatch.setattr(lanes, "FEW", few)
     torch.manual_seed(0)
     layers = [Lora(torch.randn(2, 6), torch.randn(5, 2), torch.randn(5) if biased else None) for _ in range(4)]
     made = [Adapter(f"a{i}", None, {"0": layer}, {}) for i, layer in enumerate(layers)]
