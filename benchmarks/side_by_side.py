@@ -40,11 +40,15 @@ class Measured:
     cpu_seconds: float
     peak_rss_bytes: int
     check: dict[str, float] = field(default_factory=dict)
+    computed_tokens: int = 0
+
+
+PER = {"cpu": "cpu second", "wall": "wall second", "tokens": "token computed"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One comparison. `clock` is "cpu" or "wall": which seconds the rate and the ratio are made of.
+    """One comparison. `clock` says which seconds the rate and the ratio are made of, or that it is computed tokens.
 
     `check` is merged into the settings of both arms for a first, unmeasured run, whose `Measured.check` must agree to
     the relative `tolerance`; None: the first measured runs are compared. `rounds` pairs follow it. `target` is the
@@ -117,7 +121,7 @@ def main(
 def _compare(case: Case, run: Callable[[Case, Arm], Measured]) -> dict[str, Any]:
     def measured(label: str, arm: Arm) -> Measured:
         found = run(case, arm)
-        print(f"{case.name}: {label}: {_rate(case, found):,.0f} {case.unit} per {case.clock} second", file=sys.stderr)
+        print(f"{case.name}: {label}: {_rate(case, found):,.0f} {case.unit} per {PER[case.clock]}", file=sys.stderr)
         return found
 
     rates = {}
@@ -148,7 +152,7 @@ def _compare(case: Case, run: Callable[[Case, Arm], Measured]) -> dict[str, Any]
         "ours": round(ours, 1),
         "peer": round(theirs, 1),
         "peer_name": best,
-        "unit": f"{case.unit} per {case.clock} second",
+        "unit": f"{case.unit} per {PER[case.clock]}",
         "ratio": round(ratio, 3),
         "target": case.target,
         "at_most": case.at_most,
@@ -172,7 +176,7 @@ def _agreement(ours: Mapping[str, float], theirs: Mapping[str, float], tolerance
 
 
 def _rate(case: Case, run: Measured) -> float:
-    return run.amount / (run.cpu_seconds if case.clock == "cpu" else run.wall_seconds)
+    return run.amount / {"cpu": run.cpu_seconds, "wall": run.wall_seconds, "tokens": run.computed_tokens}[case.clock]
 
 
 def _here(measure: Callable[[Arm], Measured], case: Case, arm: Arm) -> Measured:
