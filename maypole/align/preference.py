@@ -5,16 +5,16 @@ The losses themselves are in `maypole.train.losses`. Knows nothing about files o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from maypole.align.preference_options import WITHOUT_REFERENCE, PreferenceOptions
-from maypole.data.chat import Dropped, encode_completion
+from maypole.data.chat import Dropped
 from maypole.data.rows import PAIR, RowType
 from maypole.train import losses
+from maypole.train.answers import answer_tree
 from maypole.train.objective import Loss, Need, Objective, Segment, TokenBatch
 
 CHOSEN, REJECTED = "chosen", "rejected"
@@ -55,11 +55,14 @@ class Pairs:
             raise ValueError(f"{type(self).__name__} has the losses {', '.join(mine)}, not {self.options.loss}")
 
     def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
-        return pair(row["prompt"], row["chosen"], row["rejected"], tokenizer)
+        tree = answer_tree(row, (CHOSEN, REJECTED), tokenizer)
+        if isinstance(tree, Segment) and tree.children[0].ids == tree.children[1].ids:
+            return Dropped(ALIKE)
+        return tree
 
     def __call__(self, batch: TokenBatch) -> Loss:
         chosen, rejected = batch.sums(CHOSEN), batch.sums(REJECTED)
-        counts = (batch.counts(CHOSEN), batch.counts(REJECTED))
+        counts = batch.counts(CHOSEN).clamp(min=1), batch.counts(REJECTED).clamp(min=1)
         lengths = counts if self.options.loss in _PER_TOKEN else ()
         parameters = self.options.parameters
         references: tuple[torch.Tensor, ...] = ()
@@ -84,24 +87,6 @@ class PairsWithoutReference(Pairs):
 def objective_of(options: PreferenceOptions) -> Objective:
     """The objective that has the loss which `options` name."""
     return (PairsWithoutReference if options.loss in WITHOUT_REFERENCE else Pairs)(options)
-
-
-def pair(prompt: Any, chosen: Any, rejected: Any, tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
-    """A prompt with its two answers as a tree; an answer begins where its tokens leave the prompt's, and ends once."""
-    answers = [encode_completion(prompt, answer, tokenizer) for answer in (chosen, rejected)]
-    for answer in answers:
-        if isinstance(answer, Dropped):
-            return answer
-    first, second = (answer for answer in answers if not isinstance(answer, Dropped))
-    if first.ids == second.ids:
-        return Dropped(ALIKE)
-    same = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(first.ids, second.ids)))
-    n = min(first.start, second.start, same)
-    children = tuple(
-        Segment(answer.ids[n:], answer.weights[n:], name)
-        for name, answer in ((CHOSEN, first), (REJECTED, second))
-    )  # fmt: skip
-    return Segment(first.ids[:n], [0.0] * n, "prompt", children)
 
 
 def preference_metrics(

@@ -3,6 +3,7 @@
 A PEFT type that is not peft's own is found through the entry-point group `maypole.peft_types` when it is first named.
 """
 
+import copy
 import importlib.metadata
 import json
 import warnings
@@ -145,6 +146,21 @@ def load_adapter(lm: LanguageModel, directory: str | Path, *, name: str = "defau
     seen = identity(path)
     fingerprint = f"{lm.fingerprint}+{seen}" if lm.fingerprint and seen else None
     return replace(lm, model=model, adapter=FOLLOW, fingerprint=fingerprint)
+
+
+def snapshot(lm: LanguageModel, name: str) -> LanguageModel:
+    """A view of `lm` in which a frozen copy of its adapter is on, called `name`; the module holds both afterwards."""
+    active = list(lm.model.base_model.active_adapters)
+    chosen = active[0] if lm.adapter in (FOLLOW, None) else str(lm.adapter)
+    tensors = peft.get_peft_model_state_dict(lm.model, adapter_name=chosen, save_embedding_layers=False)
+    trainable = {n for n, p in lm.model.named_parameters() if p.requires_grad}
+    with _unchanged_on_error(lm, name), own_randomness(0):
+        lm.model.add_adapter(name, copy.deepcopy(lm.model.peft_config[chosen]))
+        _fill(lm.model, {n: t.detach().clone() for n, t in tensors.items()}, name)
+        lm.model.base_model.set_adapter(active)
+    for n, parameter in lm.model.named_parameters():
+        parameter.requires_grad_(n in trainable)
+    return replace(lm, adapter=name)
 
 
 def merged(lm: LanguageModel, name: str | None = None) -> LanguageModel:

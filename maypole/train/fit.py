@@ -29,7 +29,7 @@ from maypole.train.estimate import Estimate, choose_checkpointing, estimate
 from maypole.train.objective import Objective, Rounds
 from maypole.train.precision import Arithmetic, decide, has_bf16, masters
 from maypole.train.ranks import ALONE, Ranks, join
-from maypole.train.reference import Earlier, EarlierPolicy, ReferenceLogps
+from maypole.train.reference import Earlier, EarlierPolicy, ReferenceLogps, check_view, settled
 from maypole.train.result import load_result, save_result
 from maypole.train.sharding import sharded
 from maypole.train.source import Source, Work, nonempty, work
@@ -127,8 +127,10 @@ def _train(
     if ("reference" in objective.needs) != (reference is not None):
         what = "needs a reference model" if reference is None else "has no use for a reference model"
         raise UserError(f"the objective {type(objective).__name__} {what}", "reference")
-    if isinstance(reference, str):
-        _check_earlier(reference, config, eval_rows)
+    if isinstance(reference, LanguageModel):
+        check_view(reference, lm, config)
+    elif reference is not None:
+        _check_earlier(reference, lm, config, eval_rows)
     if ("scores" in objective.needs) != has_score_head(lm.model):
         what = "needs a score head" if "scores" in objective.needs else "needs a head that predicts tokens"
         raise UserError(f"the objective {type(objective).__name__} {what}", lm.name)
@@ -140,6 +142,7 @@ def _train(
     if config.round_learning_rates and len(config.round_learning_rates) != source.rounds:
         rates = config.round_learning_rates
         raise ConfigError("round_learning_rates", rates, f"one for each round, here {source.rounds}")
+    before = replace(lm)
     with as_before_on_error(lm):
         make_trainable(lm, config, seed, artifact.path, artifact.out, ranks)
         self_test(lm.model)
@@ -152,11 +155,15 @@ def _train(
             raise UserError("the run was begun in bf16, which this machine lacks", str(artifact.path))
         plan |= {name: value for name in _MEMORY if (value := getattr(config, name)) != "auto"}
         source.tokens_per_batch = plan["tokens_per_batch"]
-        with masters(lm.model, plan["precision"], lm.dtype), _checkpointing(lm, plan["gradient_checkpointing"]):
+        with (
+            masters(lm.model, plan["precision"], lm.dtype),
+            _checkpointing(lm, plan["gradient_checkpointing"]),
+            settled(reference, before, lm, config, source.rounds) as held_to,
+        ):
             expected = ranks.lead(lambda: estimate(lm, source, plan))
             expected = replace(expected, seconds=expected.seconds / ranks.size)
             evaluation = _evaluation(eval_rows, objective, lm, length, plan["tokens_per_batch"], ranks)
-            frozen = _reference(reference, lm, source, config, plan["precision"], artifact, evaluation, ranks)
+            frozen = _reference(held_to, lm, source, config, plan["precision"], artifact, evaluation, ranks)
             with sharded(lm, ranks):
                 trainer = PackedTrainer(
                     lm, objective, source, config, ranks=ranks, arithmetic=plan["precision"],
@@ -164,7 +171,11 @@ def _train(
                     reference=frozen, evaluation=evaluation,
                     callbacks=(*callbacks, *_tensorboard(config, artifact, ranks)),
                 )  # fmt: skip
-                return _run(trainer, artifact, expected)
+                metrics = _run(trainer, artifact, expected)
+            if frozen is not None and source.rounds == 1 and ranks.first:
+                first = source.step(0)
+                frozen.publish([first] if evaluation is None else [first, evaluation])
+            return metrics
 
 
 def _reference(
@@ -189,8 +200,11 @@ def _reference(
     )
 
 
-def _check_earlier(reference: Earlier, config: TrainConfig, eval_rows: Dataset | None) -> None:
-    if config.reference_logps == "live":
+def _check_earlier(
+    reference: Earlier, lm: LanguageModel, config: TrainConfig, eval_rows: Dataset | None
+) -> None:
+    adapter = config.peft is not None or bool(lm.adapters)
+    if config.reference_logps == "live" and (reference == "previous" or not adapter):
         what = "cached: an earlier policy stands in no model that could be asked"
         raise ConfigError("reference_logps", config.reference_logps, what)
     if reference == "previous" and eval_rows is not None:

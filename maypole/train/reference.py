@@ -5,21 +5,25 @@ weights stand in the module, or stand in it again for that long. Knows nothing a
 """
 
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from maypole.core.atomic import fsync_directory, fsync_file, fsync_tree
-from maypole.core.errors import ArtifactError
+from maypole.core.atomic import fsync_directory, fsync_file, fsync_tree, write_atomic
+from maypole.core.errors import ArtifactError, UserError
+from maypole.core.identity import cache_dir, digest
+from maypole.models.adapters import snapshot
 from maypole.models.attention import packed_execution
 from maypole.models.forward import packed_hidden
-from maypole.models.language_model import LanguageModel
+from maypole.models.language_model import FOLLOW, LanguageModel
 from maypole.models.saving import save_adapter
 from maypole.train.batch import PackedBatch, pack
+from maypole.train.config import TrainConfig
 from maypole.train.precision import Arithmetic, autocast
 from maypole.train.ranks import Ranks
 from maypole.train.source import Work
@@ -31,10 +35,14 @@ Earlier = Literal["initial", "previous"]
 
 
 class ReferenceLogps:
-    """Log-probs of a frozen model on the scored tokens; with a `folder` each is computed once and kept there."""
+    """Log-probs of a frozen model on the scored tokens; with a `folder` each is computed once and kept there.
+
+    What is known when the run is over goes into the cache, for other runs on the same tokens with the same reference.
+    """
 
     def __init__(self, lm: LanguageModel, arithmetic: Arithmetic, folder: Path | None) -> None:
         self.lm, self._folder = lm, folder
+        self._fingerprint = lm.fingerprint
         self._arithmetic: Arithmetic = arithmetic
         self._files: dict[str, np.memmap] = {}
 
@@ -73,15 +81,36 @@ class ReferenceLogps:
     def _file(self, folder: Path, work: Work) -> np.memmap:
         """(T,) of the store's tokens, NaN where not yet known; what an earlier run computed is read again."""
         if work.name not in self._files:
-            path, shape = folder / f"reference-{work.name}.f32", (max(work.store.tokens, 1),)
+            path, count = folder / f"reference-{work.name}.f32", max(work.store.tokens, 1)
             if not path.is_file():
                 part = path.with_suffix(f".{os.getpid()}.tmp")
-                np.full(shape, np.nan, dtype=np.float32).tofile(part)
+                self._remembered(work, count).tofile(part)
                 with suppress(FileExistsError):  # another process of this run was faster; what it knows stays
                     os.link(part, path)
                 part.unlink()
-            self._files[work.name] = np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
+            self._files[work.name] = np.memmap(path, dtype=np.float32, mode="r+", shape=(count,))
         return self._files[work.name]
+
+    def _remembered(self, work: Work, count: int) -> np.ndarray:
+        """What the cache knows of the `count` tokens of the store, NaN elsewhere."""
+        place = self._place(work)
+        values = np.fromfile(place, dtype=np.float32) if place is not None and place.is_file() else np.zeros(0)
+        return values if len(values) == count else np.full(count, np.nan, dtype=np.float32)
+
+    def publish(self, works: Iterable[Work]) -> None:
+        """Let other runs find what this one knows of the stores of `works`."""
+        for work in works if self._folder is not None else ():
+            place = self._place(work)
+            if place is not None and work.name in self._files:
+                known = np.array(self._files[work.name])
+                write_atomic(place, np.where(np.isnan(known), self._remembered(work, len(known)), known).tobytes())
+
+    def _place(self, work: Work) -> Path | None:
+        """In the cache, for one reference in one arithmetic on the same tokens; None for a model that nobody knows."""
+        if self._fingerprint is None:
+            return None
+        key = digest(self._fingerprint, self._arithmetic, self.lm.device.type, work.store.digest())
+        return cache_dir("reference") / f"{key}.f32"
 
 
 class EarlierPolicy(ReferenceLogps):
@@ -128,6 +157,9 @@ class EarlierPolicy(ReferenceLogps):
             raise ArtifactError(what, str(self._kept), "begin again with --force")
         return known
 
+    def _place(self, work: Work) -> Path | None:
+        return super()._place(work) if self._which == "initial" or work.round == 0 else None
+
     def _compute_all(self, work: Work) -> None:
         for rows in work.batches:
             batch = pack(work.store, rows).to(self.lm.device)
@@ -151,3 +183,44 @@ class EarlierPolicy(ReferenceLogps):
         if self._which == "previous" or round == 0:
             return nullcontext()
         return standing_as(self.lm, self._kept / "initial", aside=self._kept / f"aside-{self._ranks.rank}")
+
+
+@contextmanager
+def settled(
+    reference: LanguageModel | Earlier | None, before: LanguageModel, lm: LanguageModel, config: TrainConfig, rounds: int
+) -> Iterator[LanguageModel | Earlier | None]:
+    """The reference now that the weights that learn were chosen: `lm` is what `before` has become.
+
+    A new adapter that does nothing yet need only be left out to have the policy's start. One that learns on is, live,
+    held to a frozen copy of itself, which leaves the module afterwards.
+    """
+    live = config.reference_logps == "live"
+    if reference == "initial" and lm.adapters and (live or rounds == 1):
+        if config.peft is not None and not any("init" in option for option in config.peft.options):
+            yield replace(before, model=lm.model, adapter=None)
+            return
+        if live:
+            try:
+                yield snapshot(lm, "reference")
+            finally:
+                lm.model.delete_adapter("reference")
+            return
+    if isinstance(reference, LanguageModel) and reference.model is before.model:
+        reference = replace(reference, model=lm.model)  # or the new adapter would be on in it
+    yield reference
+
+
+def check_view(reference: LanguageModel, lm: LanguageModel, config: TrainConfig) -> None:
+    """UserError where `reference` is a view of the module of `lm` that is not frozen, or that will be gone."""
+    if reference.transformer is not lm.transformer:
+        return
+    learns_on = config.peft is None and (not lm.adapters or reference.adapter in (FOLLOW, *_active(lm)))
+    if learns_on or reference.adapter == FOLLOW:
+        raise UserError("it is the model that learns", "reference", '"initial": the policy as it is before the first step')
+    if config.peft is not None and lm.adapters:
+        what = "the adapter is merged to make room for the new one, and this view of the base is without it"
+        raise UserError(what, "reference", '"initial", or a model that is loaded apart')
+
+
+def _active(lm: LanguageModel) -> list[str]:
+    return list(lm.model.base_model.active_adapters) if lm.adapter == FOLLOW else [str(lm.adapter)]

@@ -23,6 +23,7 @@ from maypole.core.identity import cache_dir, digest, identity
 from maypole.core.progress import track
 from maypole.data import chat, pair_question
 from maypole.data.chat import PROMPT_FILLS, Dropped
+from maypole.train import answers
 from maypole.train.objective import Objective, Segment
 
 _ARRAYS = {
@@ -77,6 +78,11 @@ class TokenStore:
         """Tokens computed for each of `rows`, shared ones once."""
         return self.segment_start[self.row_start[rows + 1]] - self.segment_start[self.row_start[rows]]
 
+    def digest(self) -> str:
+        """What decides any model's log-probs of the scored tokens: the tokens and who sees whom."""
+        arrays = (self.ids, self.weights != 0, self.segment_start, self.segment_parent, self.row_start)
+        return digest(*(np.ascontiguousarray(array).tobytes() for array in arrays))
+
     def weight_of(self, rows: np.ndarray) -> float:
         """Summed absolute weights of the scored tokens of `rows`."""
         return float(sum(np.abs(self.weights[a:b], dtype=np.float64).sum() for a, b in map(self.bounds, rows)))
@@ -113,7 +119,7 @@ def tokenize(rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizer
 def _key(rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str | None:
     """What decides the tokens: rows, objective and its code, tokenizer, length; None where one is unknown."""
     parts = [identity(rows), identity(objective), tokenizer_identity(tokenizer)]
-    code = [_code(type(objective)), _code(chat), _code(pair_question)]
+    code = [_code(type(objective)), *map(_code, (chat, pair_question, answers))]
     known = [part for part in (*parts, *code) if part is not None]
     return digest(_FORMAT, str(max_length), *known) if len(known) == len(parts) + len(code) else None
 
@@ -191,7 +197,7 @@ def _trees(
         reason = NOTHING_SCORED
     else:
         tree = _cut(made, max_length)
-        trees = [tree] if _scored(tree, first=True) else []
+        trees = [tree] if _scored(tree, first=True) and not _lost(made, tree, first=True) else []
         reason = PROMPT_FILLS if _scored(made, first=True) else NOTHING_SCORED
         if trees and _alike(tree) and not _alike(made):
             trees, reason = [], ALIKE
@@ -226,6 +232,13 @@ def _scored(segment: Segment, first: bool) -> bool:
     """Whether a token with something before it has a weight."""
     weights = segment.weights[1:] if first else segment.weights
     return any(weights) or any(_scored(child, first and not segment.ids) for child in segment.children)
+
+
+def _lost(whole: Segment, cut: Segment, first: bool) -> bool:
+    """Whether an answer that could teach something cannot any more."""
+    if not whole.children:
+        return _scored(whole, first) and not _scored(cut, first)
+    return any(_lost(a, b, first and not whole.ids) for a, b in zip(whole.children, cut.children))
 
 
 def _alike(tree: Segment) -> bool:

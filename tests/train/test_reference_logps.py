@@ -1,15 +1,20 @@
 """The frozen model's log-probs: computed when needed, kept, and equal whether kept or not."""
 
+import dataclasses
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import peft
 import pytest
 import torch
 
-from maypole.core.errors import UserError
+from maypole.core.errors import ArtifactError, UserError
+from maypole.models import PeftOptions
 from maypole.models.language_model import LanguageModel
 from maypole.train import fit
+from maypole.train.reference import ReferenceLogps
+from maypole.train.source import Source
 from tests.tiny_models import model_of
 from tests.train.train_fixtures import (
     Preferences,
@@ -37,7 +42,12 @@ def adapted(seed: int = 0) -> LanguageModel:
     """A LoRA that already does something on a tiny Llama."""
     torch.manual_seed(3)
     wanted = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    return lm_with(peft.get_peft_model(model_of("llama", seed), wanted))
+    return lm_with(peft.get_peft_model(model_of("llama", seed), wanted), fingerprint="adapted")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
 
 
 def test_cached_equals_live_over_several_epochs(tmp_path):
@@ -81,3 +91,143 @@ def test_a_reference_that_is_missing_or_has_no_use_is_an_error_before_anything_i
     with pytest.raises(UserError, match="Trees has no use for a reference model"):
         fit(lm, tree_rows(pairs()), Trees(), config(), out=tmp_path / "b", reference=lm)
     assert lm.fingerprint == "tiny"
+
+
+LORA = PeftOptions(type="lora", r=4, target_modules=("all-linear",))
+
+
+def fresh() -> LanguageModel:
+    return lm_with(model_of("llama"))
+
+
+@pytest.mark.parametrize("how", ["cached", "live"])
+@pytest.mark.parametrize("start", [fresh, adapted], ids=["new adapter", "adapter that goes on"])
+def test_held_to_itself_an_adapter_learns_as_if_held_to_a_copy_of_the_model_at_the_start(start, how: str, tmp_path):
+    given: dict[str, Any] = {"max_steps": 6, "reference_logps": how}
+    if start is fresh:
+        given["peft"] = LORA
+    runs = {}
+    for name in ("itself", "a copy"):
+        lm = start()
+        reference = lm if name == "itself" else lm_with(deepcopy(lm.model), fingerprint="copy")
+        fit(lm, tree_rows(pairs()), Preferences(), config(**given), out=tmp_path / name, reference=reference)
+        assert lm.adapters == ("default",)
+        runs[name] = weights_of(lm)
+    assert farthest(runs["itself"], runs["a copy"]) < 1e-6
+    assert lines_of(tmp_path / "itself")[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+
+
+def test_the_base_of_a_new_adapter_is_the_module_with_the_adapter_off(tmp_path):
+    runs = []
+    for reference in (lambda lm: lm.with_adapter(None), lambda lm: lm_with(deepcopy(lm.model), fingerprint="copy")):
+        lm = fresh()
+        wanted = config(max_steps=6, peft=LORA, reference_logps="live")
+        fit(lm, tree_rows(pairs()), Preferences(), wanted, out=tmp_path / str(len(runs)), reference=reference(lm))
+        runs.append(weights_of(lm))
+    assert farthest(*runs) < 1e-6
+
+
+def test_all_weights_can_be_held_to_what_they_were_without_a_copy_of_them(tmp_path):
+    lm, other = fresh(), fresh()
+    held = tree_rows(pairs(5))
+    fit(lm, tree_rows(pairs()), Preferences(), config(max_steps=8), out=tmp_path / "a", reference=lm, eval_rows=held)
+    copy = lm_with(deepcopy(other.model), fingerprint="copy")
+    wanted = config(max_steps=8)
+    fit(other, tree_rows(pairs()), Preferences(), wanted, out=tmp_path / "b", reference=copy, eval_rows=held)
+    assert farthest(weights_of(lm), weights_of(other)) < 1e-6
+    ours, theirs = lines_of(tmp_path / "a"), lines_of(tmp_path / "b")
+    assert [line.keys() for line in ours] == [line.keys() for line in theirs]
+    assert ours[-1]["eval_loss"] == pytest.approx(theirs[-1]["eval_loss"], rel=1e-5)
+
+
+def test_weights_that_learn_cannot_be_asked_again_and_again(tmp_path):
+    lm = fresh()
+    with pytest.raises(UserError, match="no reference to be asked again"):
+        fit(lm, tree_rows(pairs()), Preferences(), config(reference_logps="live"), out=tmp_path / "a", reference=lm)
+
+
+def test_a_base_whose_adapter_is_merged_away_is_no_reference(tmp_path):
+    lm = adapted()
+    with pytest.raises(UserError, match="this view of the base is without it"):
+        fit(
+            lm, tree_rows(pairs()), Preferences(), config(peft=LORA), out=tmp_path / "a",
+            reference=lm.with_adapter(None),
+        )  # fmt: skip
+    fit(lm, tree_rows(pairs()), Preferences(), config(peft=LORA), out=tmp_path / "b", reference=lm)
+    assert lines_of(tmp_path / "b")[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[int]:
+    """How many scored tokens each call to the reference had."""
+    seen: list[int] = []
+    real = ReferenceLogps.compute
+
+    def compute(self, batch):
+        seen.append(len(batch.source))
+        return real(self, batch)
+
+    monkeypatch.setattr(ReferenceLogps, "compute", compute)
+    return seen
+
+
+def test_what_one_run_computed_the_next_finds_whatever_its_loss(computed, tmp_path):
+    first = fresh()
+    fit(first, tree_rows(pairs()), Preferences(), config(max_steps=3), out=tmp_path / "a", reference=first)
+    assert sum(computed) == sum(11 + i % 3 for i in range(12))
+    computed.clear()
+    second = fresh()
+    fit(second, tree_rows(pairs()), Preferences(beta=0.5), config(max_steps=3), out=tmp_path / "b", reference=second)
+    assert not computed
+    other = lm_with(model_of("llama", seed=2), fingerprint="another model")
+    fit(fresh(), tree_rows(pairs()), Preferences(), config(max_steps=3), out=tmp_path / "c", reference=other)
+    assert computed
+
+
+def test_only_rows_that_the_run_takes_are_asked_about(computed, tmp_path):
+    lm = fresh()
+    fit(lm, tree_rows(pairs()), Preferences(), config(max_steps=1), out=tmp_path / "a", reference=lm)
+    assert sum(computed) < sum(11 + i % 3 for i in range(12))
+
+
+def test_an_interrupted_run_goes_on_with_the_reference_it_began_with(tmp_path, monkeypatch):
+    def run(name: str) -> LanguageModel:
+        lm = fresh()
+        wanted = config(max_steps=8, save_steps=2)
+        fit(lm, tree_rows(pairs()), Preferences(), wanted, out=tmp_path / name, reference=lm)
+        return lm
+
+    whole = run("whole")
+    monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "another"))
+    real = Source.step
+    monkeypatch.setattr(
+        Source, "step", lambda self, i: (_ for _ in ()).throw(OSError("gone")) if i == 5 else real(self, i)
+    )
+    for name in ("part", "lost"):
+        with pytest.raises(OSError, match="gone"):
+            run(name)
+    monkeypatch.setattr(Source, "step", real)
+    assert farthest(weights_of(run("part")), weights_of(whole)) == 0.0
+    (found,) = tmp_path.glob("lost.part/**/reference-round-000.f32")
+    found.unlink()
+    monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "a third"))
+    with pytest.raises(ArtifactError, match="at the start of this round are gone"):
+        run("lost")
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoRounds:
+    count: int = 2
+
+    def __call__(self, round: int, lm: LanguageModel):
+        return tree_rows(pairs(8 + round))
+
+
+def test_in_rounds_the_model_is_held_to_what_it_was_when_the_round_began(tmp_path):
+    lm = fresh()
+    fit(
+        lm, TwoRounds(), Preferences(), config(max_steps=-1, num_train_epochs=2.0), out=tmp_path / "a", reference=lm
+    )  # fmt: skip
+    losses = [line["loss"] for line in lines_of(tmp_path / "a") if "loss" in line]
+    assert len(losses) == 8
+    assert [i for i, loss in enumerate(losses) if loss == pytest.approx(np.log(2), rel=1e-5)] == [0, 4]
