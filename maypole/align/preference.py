@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maypole.align.preference_options import WITHOUT_REFERENCE, PreferenceOptions
+from maypole.align.unpaired import Unpaired
 from maypole.data.chat import Dropped
 from maypole.data.rows import PAIR, RowType
 from maypole.train import losses
@@ -86,6 +87,8 @@ class PairsWithoutReference(Pairs):
 
 def objective_of(options: PreferenceOptions) -> Objective:
     """The objective that has the loss which `options` name."""
+    if options.loss == "kto":
+        return Unpaired(options)
     return (PairsWithoutReference if options.loss in WITHOUT_REFERENCE else Pairs)(options)
 
 

@@ -9,6 +9,10 @@ Table = Mapping[tuple[str, ...], tuple[str, str]]
 """(room, verb), or (word,), -> ("module:function", first line of its docstring)."""
 
 COMMANDS: Table = {
+    ("align", "dpo"): (
+        "maypole.align.verbs:dpo",
+        "Train a model on preferences: DPO, or another loss on chosen and rejected answers.",
+    ),
     ("align", "reward"): (
         "maypole.align.verbs:reward",
         "Train a judge on pairs: a reward model, or a model that compares two answers.",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from maypole.data.sources import Source
 
-_FORMAT = "1"  # raised when the same source would be converted to other rows
+_FORMAT = "2"  # raised when the same source would be converted to other rows
 _log = logging.getLogger(__name__)
 
 

@@ -1,17 +1,20 @@
 """Known shapes of rows, recognised by their columns and converted, with a line in the log; never with a loss.
 
-alpaca (instruction, input, output), ShareGPT (conversations of from/value), messages under another name, and
-prompt + completion where a chat is asked for. Converted columns are replaced; all others travel along. What would lose
-turns (a chat asked for as one completion) is no shape and stays an error. Knows nothing about files.
+alpaca (instruction, input, output), ShareGPT (conversations of from/value), messages under another name, prompt +
+completion where a chat is asked for, and pairs of whole conversations: hh-rlhf's transcripts, OpenRLHF's messages,
+UltraFeedback, whose answers repeat the prompt, and LLaMA-Factory's. Converted columns are replaced; all others travel
+along. What would lose turns (a chat asked for as one completion) is no shape and stays an error. Knows nothing about
+files.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from maypole.core.errors import DataError
 from maypole.data.blocks import Block, typed_column
-from maypole.data.rows import CHAT, COMPLETION, PROMPT, RowType
+from maypole.data.rows import CHAT, COMPLETION, PAIR, PROMPT, RowType
 
 Row = Mapping[str, Any]
 
@@ -35,21 +38,33 @@ class Lossy(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """`convert` makes the columns of `gives` from one row; the columns `uses` are then dropped."""
+    """`convert` makes the columns of `gives` from one row; the columns `uses` are then dropped.
+
+    `when` looks at the first row, for shapes that their columns alone do not tell.
+    """
 
     name: str
     needs: frozenset[str]
     uses: tuple[str, ...]
     gives: RowType
     convert: Callable[[Row], Row]
+    when: Callable[[Row], bool] | None = None
+
+    def fits(self, block: Block, row_type: RowType) -> bool:
+        """Whether `block` has this shape. Columns that fit `row_type` are taken as they are, but by shapes of these."""
+        found, wanted = set(block.table.column_names), set(row_type.columns)
+        if self.gives.name != row_type.name or not self.needs <= found or (wanted <= found and not wanted <= self.needs):
+            return False
+        if self.when is None:
+            return True
+        first = block.table.select([c for c in self.uses if c in found]).slice(0, 1).to_pylist()
+        return bool(first) and self.when(first[0])
 
 
 def convert(block: Block, row_type: RowType) -> tuple[Block, Shape | None]:
     """`block` with the columns of `row_type`, made from a known shape where its own columns lack them."""
     found = set(block.table.column_names)
-    if set(row_type.columns) <= found:
-        return block, None
-    shape = next((s for s in SHAPES if s.gives.name == row_type.name and s.needs <= found), None)
+    shape = next((s for s in SHAPES if s.fits(block, row_type)), None)
     if shape is None:
         return block, None
     converted: list[Row] = []
@@ -60,8 +75,9 @@ def convert(block: Block, row_type: RowType) -> tuple[Block, Shape | None]:
             field, what, expected = error.args
             raise block.error(index, what, field=field, expected=expected) from error
     table = block.table.drop_columns([c for c in shape.uses if c in found and c not in row_type.columns])
-    for name in row_type.columns:
-        column = typed_column(block.file, block.rows, name, [row[name] for row in converted])
+    given = [name for name in row_type.optional if any(name in row for row in converted)]
+    for name in (*row_type.columns, *given):
+        column = typed_column(block.file, block.rows, name, [row.get(name) for row in converted])
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, column)
         else:
@@ -107,6 +123,10 @@ def _alpaca_chat(row: Row) -> Row:
 
 
 def _sharegpt(row: Row) -> Row:
+    return {"messages": _shared_turns(row)}
+
+
+def _shared_turns(row: Row) -> list[Row]:
     turns = [_turn("system", row["system"])] if row.get("system") else []
     conversation = row["conversations"]
     if not isinstance(conversation, list) or not conversation:
@@ -125,7 +145,53 @@ def _sharegpt(row: Row) -> Row:
             raise Lossy("conversations", f'turn {number} has no string as its "value"', "")
         extra = {k: v for k, v in turn.items() if k not in ("from", "value") and v is not None}
         turns.append({**_turn(role, words), **extra})
-    return {"messages": turns}
+    return turns
+
+
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+
+
+def _transcript_pair(row: Row) -> Row:
+    return _parted(*(_spoken(row, name) for name in ("chosen", "rejected")))
+
+
+def _spoken(row: Row, name: str) -> list[Row]:
+    """The turns of a transcript "\\n\\nHuman: ... \\n\\nAssistant: ..."."""
+    before, *parts = _SPEAKER.split(_string(row, name))
+    if before.strip() or not parts:
+        raise Lossy(name, "no transcript: it begins with neither speaker", '"\\n\\nHuman: ...\\n\\nAssistant: ..."')
+    return [_turn(ROLES[who.lower()], words.strip()) for who, words in zip(parts[::2], parts[1::2])]
+
+
+def _messages_pair(row: Row) -> Row:
+    scores = {f"{name}_score": row[f"score_{name}"] for name in ("chosen", "rejected") if f"score_{name}" in row}
+    return _parted(*(_given(row, name) for name in ("chosen", "rejected"))) | scores
+
+
+def _given(row: Row, name: str) -> list[Row]:
+    if not isinstance(row[name], list) or not all(isinstance(turn, Mapping) for turn in row[name]):
+        raise Lossy(name, "expected a list of messages", '[{"role": ..., "content": ...}]')
+    return [dict(turn) for turn in row[name]]
+
+
+def _parted(chosen: list[Row], rejected: list[Row]) -> Row:
+    """Two conversations as the turns that they share and what follows; at least the last turn is an answer."""
+    most = min(len(chosen), len(rejected)) - 1
+    shared = next((i for i in range(most) if chosen[i] != rejected[i]), max(most, 0))
+    if not shared:
+        raise Lossy("chosen", "it has no turn in common with rejected that could be the prompt", "the same first turns")
+    return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def _repeats_the_prompt(row: Row) -> bool:
+    """Whether the answers are whole conversations though there is a prompt."""
+    first = row["chosen"][0] if isinstance(row["chosen"], list) and row["chosen"] else None
+    return isinstance(first, Mapping) and first.get("role") in ("system", "user")
+
+
+def _sharegpt_pair(row: Row) -> Row:
+    answers = {name: _shared_turns({"conversations": [row[name]]}) for name in ("chosen", "rejected")}
+    return {"prompt": _shared_turns(row), **answers}
 
 
 def _talk(row: Row, name: str, role: str) -> list[Row]:
@@ -166,6 +232,38 @@ SHAPES = (
         ("prompt", "completion"),
         CHAT,
         lambda row: {"messages": [*_talk(row, "prompt", "user"), *_talk(row, "completion", "assistant")]},
+    ),
+    Shape(
+        "ShareGPT pair",
+        frozenset({"conversations", "chosen", "rejected"}),
+        ("conversations", "system", "chosen", "rejected"),
+        PAIR,
+        _sharegpt_pair,
+        lambda row: isinstance(row["chosen"], Mapping),
+    ),
+    Shape(
+        "UltraFeedback",
+        frozenset({"prompt", "chosen", "rejected"}),
+        ("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+        PAIR,
+        _messages_pair,
+        _repeats_the_prompt,
+    ),
+    Shape(
+        "OpenRLHF pair",
+        frozenset({"chosen", "rejected"}),
+        ("chosen", "rejected", "score_chosen", "score_rejected"),
+        PAIR,
+        _messages_pair,
+        lambda row: isinstance(row["chosen"], list),
+    ),
+    Shape(
+        "hh-rlhf transcript",
+        frozenset({"chosen", "rejected"}),
+        ("chosen", "rejected"),
+        PAIR,
+        _transcript_pair,
+        lambda row: isinstance(row["chosen"], str) and bool(_SPEAKER.match(row["chosen"])),
     ),
 )
 

@@ -15,7 +15,7 @@ from maypole.data.chat import Dropped
 from maypole.data.rows import RowType
 from maypole.models.language_model import LanguageModel
 
-Need = Literal["reference", "hidden", "scores"]
+Need = Literal["reference", "baseline", "hidden", "scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,13 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Sums over a batch, divided by the step's denominator afterwards; `metrics` are sums too."""
+    """Sums over a batch, divided by the step's denominator afterwards; `metrics` are sums too.
+
+    A metric that is a mean over some rows only is a pair: the sum, and how many there are.
+    """
 
     sum: torch.Tensor
-    metrics: Mapping[str, torch.Tensor | float] = field(default_factory=dict)
+    metrics: Mapping[str, torch.Tensor | float | tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -49,6 +52,7 @@ class TokenBatch:
     hidden: (N, d_model), the states that predict the scored tokens, where the objective needs them.
     Where it needs scores they are (N,), what a score head reads at the scored tokens themselves; a model that has one
     predicts no tokens, so logps is empty, and hidden are the states that the head reads.
+    baseline: the mean over all rows of the step, in whatever batches they are, of what the objective's `baseline` gives.
     """
 
     logps: torch.Tensor
@@ -60,6 +64,7 @@ class TokenBatch:
     reference: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
     scores: torch.Tensor | None = None
+    baseline: float | None = None
     columns: dict[str, torch.Tensor | list[Any]] = field(default_factory=dict)
 
     def sums(self, name: str, *, reference: bool = False) -> torch.Tensor:
@@ -109,6 +114,14 @@ class Objective(Protocol):
         ...
 
     def __call__(self, batch: TokenBatch) -> Loss: ...
+
+
+class WithBaseline(Objective, Protocol):
+    """An objective that lists "baseline" among its needs: a number of the whole step, found before any gradient."""
+
+    def baseline(self, batch: TokenBatch) -> torch.Tensor:
+        """Its sum over the rows of a batch; no gradient is taken of it."""
+        ...
 
 
 class Rounds(Protocol):

@@ -187,7 +187,11 @@ class EarlierPolicy(ReferenceLogps):
 
 @contextmanager
 def settled(
-    reference: LanguageModel | Earlier | None, before: LanguageModel, lm: LanguageModel, config: TrainConfig, rounds: int
+    reference: LanguageModel | Earlier | None,
+    before: LanguageModel,
+    lm: LanguageModel,
+    config: TrainConfig,
+    rounds: int,
 ) -> Iterator[LanguageModel | Earlier | None]:
     """The reference now that the weights that learn were chosen: `lm` is what `before` has become.
 
@@ -216,7 +220,8 @@ def check_view(reference: LanguageModel, lm: LanguageModel, config: TrainConfig)
         return
     learns_on = config.peft is None and (not lm.adapters or reference.adapter in (FOLLOW, *_active(lm)))
     if learns_on or reference.adapter == FOLLOW:
-        raise UserError("it is the model that learns", "reference", '"initial": the policy as it is before the first step')
+        expected = '"initial": the policy as it is before its first step'
+        raise UserError("it is the model that learns", "reference", expected)
     if config.peft is not None and lm.adapters:
         what = "the adapter is merged to make room for the new one, and this view of the base is without it"
         raise UserError(what, "reference", '"initial", or a model that is loaded apart')

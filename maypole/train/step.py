@@ -4,6 +4,7 @@ Knows nothing about optimisers, schedules or files.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from maypole.models.forward import packed_hidden
 from maypole.models.head import head_of, token_logprobs, weighted_logprobs
 from maypole.models.score_head import score_states
 from maypole.train.batch import PackedBatch
-from maypole.train.objective import Loss, Objective, TokenBatch
+from maypole.train.objective import Loss, Objective, TokenBatch, WithBaseline
+
+COUNT = "count of "
+"""Before the name of a metric: on how many rows it was counted."""
 
 
 def loss_of(
@@ -26,6 +30,7 @@ def loss_of(
     row_index: np.ndarray,
     reference: torch.Tensor | None,
     metrics: Counter[str],
+    baseline: float | None = None,
 ) -> torch.Tensor:
     """The objective's summed loss over one batch, differentiable; its metrics are added to `metrics`.
 
@@ -36,7 +41,7 @@ def loss_of(
     hidden = states.index_select(0, batch.slot if reads_scores else batch.source)
 
     def loss_from(logps: torch.Tensor, scores: torch.Tensor | None = None) -> Loss:
-        return objective(_token_batch(batch, objective, rows, row_index, logps, reference, hidden, scores))
+        return objective(_token_batch(batch, objective, rows, row_index, logps, reference, hidden, scores, baseline))
 
     if reads_scores:
         scores = score_states(model, hidden).squeeze(1)
@@ -54,8 +59,32 @@ def loss_of(
         loss = loss_from(logprobs_of(model, hidden, batch))
         value = loss.sum
     for name, number in loss.metrics.items():
+        if isinstance(number, tuple):
+            number, count = number
+            metrics[COUNT + name] += float(count)  # type: ignore[assignment]
         metrics[name] += float(number)  # type: ignore[assignment]
     return value
+
+
+def baseline_of(
+    model: nn.Module,
+    batch: PackedBatch,
+    objective: WithBaseline,
+    rows: Dataset,
+    row_index: np.ndarray,
+    reference: torch.Tensor | None,
+    metrics: Counter[str],
+) -> torch.Tensor:
+    """What the objective's baseline sums up over one batch."""
+    hidden = packed_hidden(model, batch.input_ids, batch.plan).index_select(0, batch.source)
+    logps = logprobs_of(model, hidden, batch)
+    return objective.baseline(_token_batch(batch, objective, rows, row_index, logps, reference, hidden, None, None))
+
+
+def means(sums: Mapping[str, float], denominator: float) -> dict[str, float]:
+    """Metrics from their sums: over all rows or tokens, or over as many as they were counted on, if there are any."""
+    over = {name: sums.get(COUNT + name, denominator) for name in sums if not name.startswith(COUNT)}
+    return {name: sums[name] / count for name, count in over.items() if count}
 
 
 def _token_batch(
@@ -67,6 +96,7 @@ def _token_batch(
     reference: torch.Tensor | None,
     hidden: torch.Tensor,
     scores: torch.Tensor | None,
+    baseline: float | None,
 ) -> TokenBatch:
     columns: dict[str, Any] = {}
     if objective.columns:
@@ -84,6 +114,7 @@ def _token_batch(
         reference=reference,
         hidden=hidden if "hidden" in objective.needs else None,
         scores=scores,
+        baseline=baseline,
         columns=columns,
     )
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from maypole.train.ranks import Ranks
 from maypole.train.reference import ReferenceLogps
 from maypole.train.sharding import local, run_whole, split_like, whole
 from maypole.train.source import Source, Work
-from maypole.train.step import loss_of
+from maypole.train.step import baseline_of, loss_of, means
 from maypole.train.trackers import TENSORBOARD
 from maypole.train.trainable import WEIGHTS, load_trainable, trainable_state, trains_base
 
@@ -66,7 +67,7 @@ class Window:
 
     def means(self) -> dict[str, float]:
         """The mean loss of a step, and the objective's metrics over all denominators."""
-        return {name: v / self.denominator for name, v in self.sums.items()} | {"loss": self.loss / self.steps}
+        return means(self.sums, self.denominator) | {"loss": self.loss / self.steps}
 
 
 class PackedTrainer(transformers.Trainer):
@@ -239,16 +240,25 @@ class PackedTrainer(transformers.Trainer):
             self.reference.begin(round, map(self.source.step, steps))
 
     def _sum(self, work: Work, *, backward: bool) -> tuple[torch.Tensor, Counter[str]]:
-        """The objective's sum over all rows of `work`, and its metrics' sums; with `backward` the gradient of both.
+        """The objective's sum over all rows of `work`, and its metrics' sums; with `backward` the gradient of both."""
+        if "baseline" not in self.objective.needs:
+            return self._summed(work, loss_of, backward)
+        found, _ = self._summed(work, baseline_of, backward=False)
+        return self._summed(work, partial(loss_of, baseline=float(found) / len(work.chosen)), backward)
+
+    def _summed(
+        self, work: Work, of: Callable[..., torch.Tensor], backward: bool
+    ) -> tuple[torch.Tensor, Counter[str]]:
+        """The sum of `of` over all batches of `work`.
 
         In several processes each computes its part; all have the sums and, unless it is sharded, the gradient.
         """
         if self.ranks.size == 1:
-            return self._own_sum(work, backward)
+            return self._own_sum(work, of, backward)
         learning = [p for p in self.lm.model.parameters() if p.requires_grad]
 
         def part() -> tuple[float, Counter[str], list[bool]]:
-            total, sums = self._own_sum(work, backward)
+            total, sums = self._own_sum(work, of, backward)
             return float(total), sums, [p.grad is not None for p in learning]
 
         parts = self.ranks.each(part)
@@ -263,28 +273,32 @@ class PackedTrainer(transformers.Trainer):
             sums.update(own)
         return torch.tensor(sum(total for total, *_ in parts), dtype=torch.float64, device=self.device), sums
 
-    def _own_sum(self, work: Work, backward: bool) -> tuple[torch.Tensor, Counter[str]]:
+    def _own_sum(
+        self, work: Work, of: Callable[..., torch.Tensor], backward: bool
+    ) -> tuple[torch.Tensor, Counter[str]]:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         sums: Counter[str] = Counter()
         with packed_execution(self.lm.model), torch.set_grad_enabled(backward):
             for rows in work.batches:
-                loss = self._loss(work, rows, sums)
+                loss = self._loss(work, of, rows, sums)
                 if backward:
                     (loss / work.denominator).backward()
                 total += loss.detach().double()
             for _ in range(work.passes - len(work.batches) if self.ranks.sharded else 0):
                 # The others need this process's shards in every pass: a row of the step, counted for nothing.
-                loss = self._loss(work, work.chosen[:1], Counter())
+                loss = self._loss(work, of, work.chosen[:1], Counter())
                 if backward:
                     (0.0 * loss).backward()
         return total, sums
 
-    def _loss(self, work: Work, rows: np.ndarray, sums: Counter[str]) -> torch.Tensor:
+    def _loss(
+        self, work: Work, of: Callable[..., torch.Tensor], rows: np.ndarray, sums: Counter[str]
+    ) -> torch.Tensor:
         batch = pack(work.store, rows).to(self.device)
         reference = self.reference(batch, work) if self.reference is not None else None
         with autocast(self.arithmetic, self.device):
             return run_whole(
-                loss_of, self.lm.model, batch, self.objective, work.rows, work.store.row_index[rows], reference, sums
+                of, self.lm.model, batch, self.objective, work.rows, work.store.row_index[rows], reference, sums
             )
 
     def _diverged(self, work: Work, what: str) -> UserError:
@@ -307,8 +321,8 @@ class PackedTrainer(transformers.Trainer):
         assert self.evaluation is not None
         self.lm.model.eval()
         total, sums = self._sum(self.evaluation, backward=False)
-        means = {"loss": float(total), **sums}
-        found = {f"eval_{name}": value / self.evaluation.denominator for name, value in means.items()}
+        numbers = means({"loss": float(total), **sums}, self.evaluation.denominator)
+        found = {f"eval_{name}": value for name, value in numbers.items()}
         self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found

@@ -1,6 +1,5 @@
 """The online loop: fresh samples of the policy as it is, judged, made into rows, trained on, and kept."""
 
-
 import numpy as np
 
 from maypole.data import PAIR, SAMPLES

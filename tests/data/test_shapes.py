@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from maypole.core.errors import DataError
-from maypole.data import CHAT, COMPLETION, PROMPT, TEXT, read
+from maypole.data import CHAT, COMPLETION, PAIR, PROMPT, TEXT, read
 
 ALPACA = [
     {"instruction": "Add.", "input": "1 and 2", "output": "3", "id": 7},
@@ -90,3 +90,73 @@ def test_columns_that_fit_are_never_reinterpreted(rows):
     both = {"instruction": "a", "output": "b", "prompt": "c", "completion": "d", "text": "e"}
     assert rows(both, row_type=COMPLETION) == [both]
     assert rows(both, row_type=TEXT) == [both]
+
+
+ASKED = [turn("user", "Hi"), turn("assistant", "Yes?"), turn("user", "Who keeps the well?")]
+
+
+def test_hh_rlhf_transcripts_become_their_shared_turns_and_two_answers(rows):
+    def said(last: str) -> str:
+        return f"\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Who keeps the well?\n\nAssistant: {last}"
+
+    found = rows({"chosen": said("Mara."), "rejected": said("Nobody.\n\nReally.")}, row_type=PAIR)
+    assert found == [
+        {"prompt": ASKED, "chosen": [turn("assistant", "Mara.")], "rejected": [turn("assistant", "Nobody.\n\nReally.")]}
+    ]
+
+
+def test_a_transcript_pair_without_a_shared_beginning_names_its_row(rows):
+    good = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}
+    with pytest.raises(DataError, match=r'row 2, field "chosen": it has no turn in common with rejected'):
+        rows(good, {**good, "rejected": "\n\nHuman: x\n\nAssistant: c"}, row_type=PAIR)
+    with pytest.raises(DataError, match=r'row 2, field "rejected": no transcript'):
+        rows(good, {**good, "rejected": "c"}, row_type=PAIR)
+
+
+def test_openrlhf_pairs_of_conversations_part_where_they_first_differ(rows):
+    chosen = [*ASKED, turn("assistant", "Mara."), turn("user", "Since?"), turn("assistant", "May.")]
+    rejected = [*ASKED, turn("assistant", "Nobody.")]
+    assert rows({"chosen": chosen, "rejected": rejected}, row_type=PAIR) == [
+        {"prompt": ASKED, "chosen": chosen[3:], "rejected": rejected[3:]}
+    ]
+
+
+def test_ultrafeedback_keeps_its_scores_and_says_its_prompt_once(rows):
+    asked = [turn("user", "Who keeps the well?")]
+    row = {
+        "prompt": "Who keeps the well?", "prompt_id": "7", "score_chosen": 8.5, "score_rejected": 3.0,
+        "chosen": [*asked, turn("assistant", "Mara.")], "rejected": [*asked, turn("assistant", "Nobody.")],
+    }  # fmt: skip
+    assert rows(row, row_type=PAIR) == [
+        {
+            "prompt": asked, "prompt_id": "7", "chosen": [turn("assistant", "Mara.")],
+            "rejected": [turn("assistant", "Nobody.")], "chosen_score": 8.5, "rejected_score": 3.0,
+        }
+    ]  # fmt: skip
+
+
+def test_sharegpt_pairs_have_one_turn_an_answer(rows):
+    row = {
+        "conversations": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", "value": "Hello"},
+        "rejected": {"from": "gpt", "value": "What"},
+    }  # fmt: skip
+    assert rows(row, row_type=PAIR) == [
+        {
+            "prompt": [turn("user", "Hi")],
+            "chosen": [turn("assistant", "Hello")],
+            "rejected": [turn("assistant", "What")],
+        }
+    ]
+
+
+def test_pairs_that_are_alike_keep_their_last_turn_as_the_answer(rows):
+    same = [*ASKED, turn("assistant", "Mara.")]
+    (found,) = rows({"chosen": same, "rejected": same}, row_type=PAIR)
+    assert (found["prompt"], found["chosen"], found["rejected"]) == (ASKED, same[3:], same[3:])
+
+
+def test_pairs_that_are_as_they_should_be_are_never_reinterpreted(rows):
+    plain = {"prompt": "Hi", "chosen": "Hello", "rejected": "\n\nHuman: What"}
+    messages = {"prompt": ASKED, "chosen": [turn("assistant", "Mara.")], "rejected": [turn("assistant", "Nobody.")]}
+    assert rows(plain, row_type=PAIR) == [plain]
+    assert rows(messages, row_type=PAIR) == [messages]

@@ -1,6 +1,5 @@
 """The frozen model's log-probs: computed when needed, kept, and equal whether kept or not."""
 
-import dataclasses
 from copy import deepcopy
 from typing import Any
 
@@ -14,7 +13,7 @@ from maypole.models import PeftOptions
 from maypole.models.language_model import LanguageModel
 from maypole.train import fit
 from maypole.train.reference import ReferenceLogps
-from maypole.train.source import Source
+from maypole.train.trainer import PackedTrainer
 from tests.tiny_models import model_of
 from tests.train.train_fixtures import (
     Preferences,
@@ -109,7 +108,7 @@ def test_held_to_itself_an_adapter_learns_as_if_held_to_a_copy_of_the_model_at_t
     runs = {}
     for name in ("itself", "a copy"):
         lm = start()
-        reference = lm if name == "itself" else lm_with(deepcopy(lm.model), fingerprint="copy")
+        reference = "initial" if name == "itself" else lm_with(deepcopy(lm.model), fingerprint="copy")
         fit(lm, tree_rows(pairs()), Preferences(), config(**given), out=tmp_path / name, reference=reference)
         assert lm.adapters == ("default",)
         runs[name] = weights_of(lm)
@@ -130,7 +129,15 @@ def test_the_base_of_a_new_adapter_is_the_module_with_the_adapter_off(tmp_path):
 def test_all_weights_can_be_held_to_what_they_were_without_a_copy_of_them(tmp_path):
     lm, other = fresh(), fresh()
     held = tree_rows(pairs(5))
-    fit(lm, tree_rows(pairs()), Preferences(), config(max_steps=8), out=tmp_path / "a", reference=lm, eval_rows=held)
+    fit(
+        lm,
+        tree_rows(pairs()),
+        Preferences(),
+        config(max_steps=8),
+        out=tmp_path / "a",
+        reference="initial",
+        eval_rows=held,
+    )
     copy = lm_with(deepcopy(other.model), fingerprint="copy")
     wanted = config(max_steps=8)
     fit(other, tree_rows(pairs()), Preferences(), wanted, out=tmp_path / "b", reference=copy, eval_rows=held)
@@ -142,8 +149,18 @@ def test_all_weights_can_be_held_to_what_they_were_without_a_copy_of_them(tmp_pa
 
 def test_weights_that_learn_cannot_be_asked_again_and_again(tmp_path):
     lm = fresh()
-    with pytest.raises(UserError, match="no reference to be asked again"):
-        fit(lm, tree_rows(pairs()), Preferences(), config(reference_logps="live"), out=tmp_path / "a", reference=lm)
+    with pytest.raises(UserError, match="an earlier policy stands in no model"):
+        fit(
+            lm, tree_rows(pairs()), Preferences(), config(reference_logps="live"), out=tmp_path / "a",
+            reference="initial",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("start", [fresh, adapted])
+def test_the_model_that_learns_is_no_reference(start, tmp_path):
+    lm = start()
+    with pytest.raises(UserError, match=r'it is the model that learns\n.*"initial"'):
+        fit(lm, tree_rows(pairs()), Preferences(), config(), out=tmp_path / "a", reference=lm)
 
 
 def test_a_base_whose_adapter_is_merged_away_is_no_reference(tmp_path):
@@ -153,31 +170,40 @@ def test_a_base_whose_adapter_is_merged_away_is_no_reference(tmp_path):
             lm, tree_rows(pairs()), Preferences(), config(peft=LORA), out=tmp_path / "a",
             reference=lm.with_adapter(None),
         )  # fmt: skip
-    fit(lm, tree_rows(pairs()), Preferences(), config(peft=LORA), out=tmp_path / "b", reference=lm)
+    fit(lm, tree_rows(pairs()), Preferences(), config(peft=LORA), out=tmp_path / "b", reference="initial")
     assert lines_of(tmp_path / "b")[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("how", ["cached", "live"])
+def test_an_adapter_that_begins_with_more_than_nothing_is_held_to_itself_and_not_to_the_base(how: str, tmp_path):
+    lm = fresh()
+    changed = PeftOptions(type="lora", r=4, target_modules=("all-linear",), options={"init_lora_weights": False})
+    wanted = config(max_steps=2, peft=changed, reference_logps=how)
+    fit(lm, tree_rows(pairs()), Preferences(), wanted, out=tmp_path / "a", reference="initial")
+    assert lines_of(tmp_path / "a")[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
 
 
 @pytest.fixture
 def computed(monkeypatch) -> list[int]:
     """How many scored tokens each call to the reference had."""
     seen: list[int] = []
-    real = ReferenceLogps.compute
+    real = ReferenceLogps._compute
 
     def compute(self, batch):
         seen.append(len(batch.source))
         return real(self, batch)
 
-    monkeypatch.setattr(ReferenceLogps, "compute", compute)
+    monkeypatch.setattr(ReferenceLogps, "_compute", compute)
     return seen
 
 
 def test_what_one_run_computed_the_next_finds_whatever_its_loss(computed, tmp_path):
     first = fresh()
-    fit(first, tree_rows(pairs()), Preferences(), config(max_steps=3), out=tmp_path / "a", reference=first)
+    fit(first, tree_rows(pairs()), Preferences(), config(max_steps=3), out=tmp_path / "a", reference="initial")
     assert sum(computed) == sum(11 + i % 3 for i in range(12))
     computed.clear()
     second = fresh()
-    fit(second, tree_rows(pairs()), Preferences(beta=0.5), config(max_steps=3), out=tmp_path / "b", reference=second)
+    fit(second, tree_rows(pairs()), Preferences(beta=0.5), config(max_steps=3), out=tmp_path / "b", reference="initial")
     assert not computed
     other = lm_with(model_of("llama", seed=2), fingerprint="another model")
     fit(fresh(), tree_rows(pairs()), Preferences(), config(max_steps=3), out=tmp_path / "c", reference=other)
@@ -186,7 +212,7 @@ def test_what_one_run_computed_the_next_finds_whatever_its_loss(computed, tmp_pa
 
 def test_only_rows_that_the_run_takes_are_asked_about(computed, tmp_path):
     lm = fresh()
-    fit(lm, tree_rows(pairs()), Preferences(), config(max_steps=1), out=tmp_path / "a", reference=lm)
+    fit(lm, tree_rows(pairs()), Preferences(), config(max_steps=1), out=tmp_path / "a", reference="initial")
     assert sum(computed) < sum(11 + i % 3 for i in range(12))
 
 
@@ -194,40 +220,26 @@ def test_an_interrupted_run_goes_on_with_the_reference_it_began_with(tmp_path, m
     def run(name: str) -> LanguageModel:
         lm = fresh()
         wanted = config(max_steps=8, save_steps=2)
-        fit(lm, tree_rows(pairs()), Preferences(), wanted, out=tmp_path / name, reference=lm)
+        fit(lm, tree_rows(pairs()), Preferences(), wanted, out=tmp_path / name, reference="initial")
         return lm
 
     whole = run("whole")
     monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "another"))
-    real = Source.step
-    monkeypatch.setattr(
-        Source, "step", lambda self, i: (_ for _ in ()).throw(OSError("gone")) if i == 5 else real(self, i)
-    )
+    real = PackedTrainer.training_step
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if int(inputs["step"]) == 5:
+            raise OSError("gone")
+        return real(self, model, inputs, num_items_in_batch)
+
+    monkeypatch.setattr(PackedTrainer, "training_step", training_step)
     for name in ("part", "lost"):
         with pytest.raises(OSError, match="gone"):
             run(name)
-    monkeypatch.setattr(Source, "step", real)
+    monkeypatch.setattr(PackedTrainer, "training_step", real)
     assert farthest(weights_of(run("part")), weights_of(whole)) == 0.0
     (found,) = tmp_path.glob("lost.part/**/reference-round-000.f32")
     found.unlink()
     monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "a third"))
-    with pytest.raises(ArtifactError, match="at the start of this round are gone"):
+    with pytest.raises(ArtifactError, match="are gone, and so is that policy"):
         run("lost")
-
-
-@dataclasses.dataclass(frozen=True)
-class TwoRounds:
-    count: int = 2
-
-    def __call__(self, round: int, lm: LanguageModel):
-        return tree_rows(pairs(8 + round))
-
-
-def test_in_rounds_the_model_is_held_to_what_it_was_when_the_round_began(tmp_path):
-    lm = fresh()
-    fit(
-        lm, TwoRounds(), Preferences(), config(max_steps=-1, num_train_epochs=2.0), out=tmp_path / "a", reference=lm
-    )  # fmt: skip
-    losses = [line["loss"] for line in lines_of(tmp_path / "a") if "loss" in line]
-    assert len(losses) == 8
-    assert [i for i, loss in enumerate(losses) if loss == pytest.approx(np.log(2), rel=1e-5)] == [0, 4]
