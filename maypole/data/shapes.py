@@ -53,7 +53,9 @@ class Shape:
     def fits(self, block: Block, row_type: RowType) -> bool:
         """Whether `block` has this shape. Columns that fit `row_type` are taken as they are, but by shapes of these."""
         found, wanted = set(block.table.column_names), set(row_type.columns)
-        if self.gives.name != row_type.name or not self.needs <= found or (wanted <= found and not wanted <= self.needs):
+        if self.gives.name != row_type.name or not self.needs <= found:
+            return False
+        if wanted <= found and not wanted <= self.needs:
             return False
         if self.when is None:
             return True
@@ -127,7 +129,7 @@ def _sharegpt(row: Row) -> Row:
 
 
 def _shared_turns(row: Row) -> list[Row]:
-    turns = [_turn("system", row["system"])] if row.get("system") else []
+    turns: list[Row] = [_turn("system", row["system"])] if row.get("system") else []
     conversation = row["conversations"]
     if not isinstance(conversation, list) or not conversation:
         raise Lossy("conversations", "expected a list of turns, found none", '[{"from": "human", "value": "..."}]')
@@ -174,7 +176,7 @@ def _given(row: Row, name: str) -> list[Row]:
     return [dict(turn) for turn in row[name]]
 
 
-def _parted(chosen: list[Row], rejected: list[Row]) -> Row:
+def _parted(chosen: list[Row], rejected: list[Row]) -> dict[str, Any]:
     """Two conversations as the turns that they share and what follows; at least the last turn is an answer."""
     most = min(len(chosen), len(rejected)) - 1
     shared = next((i for i in range(most) if chosen[i] != rejected[i]), max(most, 0))

@@ -200,9 +200,7 @@ def _reference(
     )
 
 
-def _check_earlier(
-    reference: Earlier, lm: LanguageModel, config: TrainConfig, eval_rows: Dataset | None
-) -> None:
+def _check_earlier(reference: Earlier, lm: LanguageModel, config: TrainConfig, eval_rows: Dataset | None) -> None:
     adapter = config.peft is not None or bool(lm.adapters)
     if config.reference_logps == "live" and (reference == "previous" or not adapter):
         what = "cached: an earlier policy stands in no model that could be asked"

@@ -52,7 +52,7 @@ class TokenBatch:
     hidden: (N, d_model), the states that predict the scored tokens, where the objective needs them.
     Where it needs scores they are (N,), what a score head reads at the scored tokens themselves; a model that has one
     predicts no tokens, so logps is empty, and hidden are the states that the head reads.
-    baseline: the mean over all rows of the step, in whatever batches they are, of what the objective's `baseline` gives.
+    baseline: the mean over all rows of the step, in whatever batches they are, of what `WithBaseline.baseline` gives.
     """
 
     logps: torch.Tensor
