@@ -160,7 +160,7 @@ class GivenTokens:
     needs: ClassVar[frozenset[Need]] = frozenset()
     unit: ClassVar[Literal["tokens", "rows"]] = "tokens"
     linear: ClassVar[bool] = True
-    overlong: ClassVar[Literal["split", "cut"]] = "cut"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
     columns: ClassVar[tuple[str, ...]] = ()
 
     def segments(self, row: Mapping[str, Any], tokenizer: Any) -> Segment | Dropped:

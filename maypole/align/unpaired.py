@@ -35,7 +35,7 @@ class Unpaired:
     needs: ClassVar[frozenset[Need]] = frozenset({"reference", "baseline"})
     unit: ClassVar[Literal["tokens", "rows"]] = "rows"
     linear: ClassVar[bool] = False
-    overlong: ClassVar[Literal["split", "cut"]] = "cut"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
     columns: ClassVar[tuple[str, ...]] = ("label",)
 
     def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
