@@ -277,7 +277,7 @@ class Scheduler:
 
     def _soon_known(self, sequence: Sequence, starting: list[Sequence]) -> bool:
         """Whether somebody is just reading what this one begins with, so that waiting a step saves reading it twice."""
-        if self.alone:
+        if self.alone or sequence.length <= LEAST:
             return False
         ids = sequence.tokens(0, sequence.length)
         for other in [*starting, *(s for s in self.running if s.length - s.held > 1)]:
@@ -291,6 +291,8 @@ class Scheduler:
         """The longest run of the cache that it begins with; what somebody at work has read of it goes there first."""
         ids, limit = sequence.tokens(0, sequence.length), sequence.length - 1
         known = self.memory.prefixes.match(sequence.sharing, ids, limit)
+        if limit < LEAST:
+            return known
         alike = [other for other in self.running if other.sharing == sequence.sharing]
         shared = [min(shared_length(other.prompt, ids), other.held, limit) for other in alike]
         longest = max(shared, default=0)

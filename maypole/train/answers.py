@@ -5,13 +5,14 @@ stopped at its length limit has no end token, and none is added. Knows nothing a
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from maypole.core.errors import DataError
 from maypole.data.chat import EMPTY_COMPLETION, Dropped, encode_completion
-from maypole.train.objective import Segment
+from maypole.train.objective import ALSO, Segment
 
 
 def answer_tree(row: Mapping[str, Any], names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
@@ -31,6 +32,16 @@ def answer_tree(row: Mapping[str, Any], names: Sequence[str], tokenizer: PreTrai
     answers = (Segment(one.ids[shared:], one.weights[shared:], name) for name, one in zip(names, whole))
     context = whole[0].ids[:shared]
     return Segment(context, [0.0] * shared, "prompt", tuple(answers))
+
+
+def without_repeats(tree: Segment) -> Segment:
+    """The tree with answers that are one and the same computed once, under all their names."""
+    answers: dict[tuple[int, ...], Segment] = {}
+    for answer in tree.children:
+        ids = tuple(answer.ids)
+        known = answers.get(ids)
+        answers[ids] = answer if known is None else replace(known, name=f"{known.name}{ALSO}{answer.name}")
+    return replace(tree, children=tuple(answers.values()))
 
 
 def _as_sampled(row: Mapping[str, Any], names: Sequence[str]) -> Segment | Dropped:

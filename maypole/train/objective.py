@@ -16,6 +16,8 @@ from maypole.data.rows import RowType
 from maypole.models.language_model import LanguageModel
 
 Need = Literal["reference", "baseline", "hidden", "scores"]
+ALSO = "+"
+"""Joins the names of a segment that stands for several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class Segment:
     """A run of tokens that follows its parent's; children share it without repeating it.
 
     `weights[i]` is the weight of predicting ``ids[i]``, 0 for context. The first token of a child is predicted from
-    its parent's last one; the first token of a root is never predicted.
+    its parent's last one; the first token of a root is never predicted. A segment that stands for several has their
+    names joined by "+", and counts for each.
     """
 
     ids: list[int]
@@ -81,15 +84,17 @@ class TokenBatch:
         return self._by_row(name, self.scores)
 
     def _by_row(self, name: str, values: torch.Tensor) -> torch.Tensor:
-        chosen = torch.tensor([n == name for n in self.names], device=values.device)
-        values = torch.where(chosen[self.segment], values, values.new_zeros(()))
+        values = torch.where(self._called(name)[self.segment], values, values.new_zeros(()))
         return values.new_zeros(self.rows).index_add(0, self.row[self.segment], values)
 
     def counts(self, name: str) -> torch.Tensor:
         """(R,) scored tokens of each row in its segments called `name`."""
-        chosen = torch.tensor([n == name for n in self.names], device=self.row.device)
-        ones = chosen[self.segment].to(self.weights.dtype)
+        ones = self._called(name)[self.segment].to(self.weights.dtype)
         return self.weights.new_zeros(self.rows).index_add(0, self.row[self.segment], ones)
+
+    def _called(self, name: str) -> torch.Tensor:
+        """(S,) whether that is the segment's name, or one of them."""
+        return torch.tensor([name in n.split(ALSO) for n in self.names], device=self.row.device)
 
 
 class Objective(Protocol):

@@ -24,8 +24,8 @@ LORA = PeftOptions(r=4, lora_alpha=8)
 SAMPLING = Sampling(n=3, max_tokens=6)
 
 
-def policy(family: str = "llama") -> LanguageModel:
-    return lm_with(model_of(family, vocab_size=VOCABULARY))
+def policy(family: str = "llama", seed: int = 0) -> LanguageModel:
+    return lm_with(model_of(family, seed, vocab_size=VOCABULARY))
 
 
 def prompts(count: int = 8, **columns: list[Any]) -> Dataset:
