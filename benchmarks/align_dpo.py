@@ -49,14 +49,14 @@ def cases(quick: bool) -> list[Case]:
 
     def case(name: str, target: float | None = None, at_most: float | None = None, **changes: Any) -> Case:
         arm = {"shape": "s8k", "lengths": "log-normal", "precision": fast, "pairs": 16, "reference": "live"} | changes
-        sizes = [arm["pairs"], arm["pairs"] // 2, arm["pairs"] // 4, arm["pairs"] // 8, 1]
-        batches = {f"padded {n} x {arm['pairs'] // n}": {"batch": n} for n in dict.fromkeys(sizes)}
+        arm |= {"warmup": 2 if arm["reference"] == "cached" else 1, "steps": 3}
+        sizes = [arm["pairs"] // part for part in (1, 2, 4, 8)]
         return Case(
             name=name,
-            ours={"side": "ours", "warmup": 2, "steps": 4, **arm},
-            peers={n: {"side": "trl", "warmup": 2, "steps": 4, **arm, **batch} for n, batch in batches.items()},
+            ours={"side": "ours", **arm},
+            peers={f"padded {n} x {arm['pairs'] // n}": {"side": "trl", "batch": n, **arm} for n in sizes},
             unit="tokens",
-            scout={"steps": 2},
+            scout={"warmup": 1, "steps": 1},
             check={"warmup": 0, "steps": 2},
             tolerance=2e-2 if arm["precision"] == "bf16" else 1e-4,
             rounds=1 if quick else 3,
@@ -73,14 +73,14 @@ def cases(quick: bool) -> list[Case]:
         live,
         cached,
         case("7.5M, cached reference, fp32", 2.5, **small),
-        case("s8k, live reference, short prompts, uniform lengths", lengths="uniform"),
+        case("s8k, short prompts and uniform lengths, live reference", lengths="uniform"),
     ]
 
 
 def measure(arm: Arm) -> Measured:
     """Train one side; the clock runs from the end of the warm-up to the end of the last step."""
     # Cached log-probs are known when the clock begins: from the second pass on, the first being the warm-up.
-    count = (arm["warmup"] if arm["reference"] == "cached" and arm["warmup"] else arm["warmup"] + arm["steps"])
+    count = arm["warmup"] if arm["reference"] == "cached" and arm["warmup"] else arm["warmup"] + arm["steps"]
     rows, lengths = data(arm, count * arm["pairs"])
     watch = Stopwatch(arm["warmup"], arm["warmup"] + arm["steps"])
     with tempfile.TemporaryDirectory() as folder:

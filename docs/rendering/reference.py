@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import maypole
+from maypole.align.preference_options import PreferenceOptions
 from maypole.core.config import ModelOptions, RunOptions
 from maypole.data import rows as row_types
 from maypole.data.shapes import SHAPES
@@ -24,7 +25,7 @@ from rendering.commands import default
 from rendering.tables import table
 
 PACKAGE = Path(maypole.__file__).parent
-CONFIGS = (TrainConfig, PeftOptions, ModelOptions, RunOptions, TourOptions, Sampling, EngineConfig)
+CONFIGS = (TrainConfig, PreferenceOptions, PeftOptions, ModelOptions, RunOptions, TourOptions, Sampling, EngineConfig)
 
 _ASK = {"role": "user", "content": "Who keeps the well?"}
 _TALK = [_ASK, {"role": "assistant", "content": "Mara."}]

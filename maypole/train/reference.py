@@ -17,6 +17,7 @@ import torch
 from maypole.core.atomic import fsync_directory, fsync_file, fsync_tree, write_atomic
 from maypole.core.errors import ArtifactError, UserError
 from maypole.core.identity import cache_dir, digest
+from maypole.core.progress import tell
 from maypole.models.adapters import snapshot
 from maypole.models.attention import packed_execution
 from maypole.models.forward import packed_hidden
@@ -141,8 +142,9 @@ class EarlierPolicy(ReferenceLogps):
         if self._rounds is not None and (round == 0 or self._which == "previous"):
             self._ranks.lead(lambda: self._keep(round))
         with self._standing(round):
-            for work in works:
+            for done, work in enumerate(works, start=1):
                 self._compute_all(work)
+                tell(reference=f"{done:,} steps")
             if round == 0 and self._evaluation is not None:
                 self._compute_all(self._evaluation)
         for name, file in self._files.items():
