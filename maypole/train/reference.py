@@ -22,6 +22,7 @@ from maypole.models.adapters import snapshot
 from maypole.models.attention import packed_execution
 from maypole.models.forward import packed_hidden
 from maypole.models.language_model import FOLLOW, LanguageModel
+from maypole.models.packing import documents
 from maypole.models.saving import save_adapter
 from maypole.train.batch import PackedBatch, pack
 from maypole.train.config import TrainConfig
@@ -202,18 +203,28 @@ def settled(
     """
     live = config.reference_logps == "live"
     if reference == "initial" and lm.adapters and (live or rounds == 1):
-        if config.peft is not None and not any("init" in option for option in config.peft.options):
-            yield replace(before, model=lm.model, adapter=None)
+        without = replace(before, model=lm.model, adapter=None)
+        if config.peft is not None and torch.equal(*map(_sample, (without, lm))):
+            yield without
             return
         if live:
+            copy = snapshot(lm, "reference")
             try:
-                yield snapshot(lm, "reference")
+                yield copy
             finally:
                 lm.model.delete_adapter("reference")
             return
     if isinstance(reference, LanguageModel) and reference.model is before.model:
         reference = replace(reference, model=lm.model)  # or the new adapter would be on in it
     yield reference
+
+
+@torch.no_grad()
+def _sample(lm: LanguageModel) -> torch.Tensor:
+    """What the model makes of a few tokens."""
+    ids = torch.arange(8, device=lm.device)
+    with lm.active() as model, packed_execution(model):
+        return packed_hidden(model, ids, documents([len(ids)]).to(lm.device))
 
 
 def check_view(reference: LanguageModel, lm: LanguageModel, config: TrainConfig) -> None:
