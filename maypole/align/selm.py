@@ -30,6 +30,8 @@ from maypole.train.objective import Loss, Need, Segment, TokenBatch
 
 REFERENCE = "reference_response"
 """The column, and the answer, that the optimism term lowers: y_r."""
+BETA = 0.01
+"""The paper's."""
 DELTA = "optimism/delta"
 FORGOTTEN = -20.0
 """Nats by which y_r may become less likely in the mean before it is said aloud."""
@@ -87,7 +89,7 @@ class Selm:
     """
 
     options: SelmOptions = SelmOptions()
-    preference: PreferenceOptions = PreferenceOptions(beta=0.01)
+    preference: PreferenceOptions = PreferenceOptions(beta=BETA)
     sampling: Sampling = Sampling(max_tokens=1024)
 
     def __post_init__(self) -> None:
