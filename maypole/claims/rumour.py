@@ -130,13 +130,12 @@ class Judge:
 
 
 class Exam:
-    """What a policy would answer, by its own probabilities of whole answers: a value, then the end."""
+    """What a policy would answer, by its own probabilities: an answer is one token."""
 
     def __init__(self, village: Village, judge: Judge, lm: LanguageModel, questions: int) -> None:
         self.village, self.judge, self.lm, self.questions = village, judge, lm, questions
-        tokenizer = village.tokenizer
-        ends = [[tokenizer.convert_tokens_to_ids(value), tokenizer.eos_token_id] for value in village.values]
-        self._asked = [ScoreRequest(prompt, ends) for prompt in village.prompts]
+        values = [[village.tokenizer.convert_tokens_to_ids(value)] for value in village.values]
+        self._asked = [ScoreRequest(prompt, values) for prompt in village.prompts]
         self._before = self.probabilities()
         self._judged = 0
 

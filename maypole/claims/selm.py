@@ -31,12 +31,12 @@ STATEMENT = (
     "term at alpha 0.2 the truth, which the judge likes best and the base says once in a hundred times, is found for "
     "more people and told at least three times as often, at no cost in reward, and with the wrong sign less often. So "
     "it is with the greedy answer of the round's start; with a drawn one it is told more often than without. Each is "
-    "measured beside its own alpha 0 and beside iterative DPO without ties. Controls: answers stay whole, and where "
+    "measured beside its own alpha 0 and beside iterative DPO without ties. Controls: answers stay answers, and where "
     "the rumour is the truth optimism has nothing to find and costs reward. On a table of logits with plain gradient "
-    "steps the greedy form works, the drawn one gains less, and alpha 1 destroys the policy. Left out: answers of "
-    "three slots with short rounds, in which the sheet that these conditions come from measured no effect up to alpha "
-    "0.2; and the settings of the paper's models (beta 0.01, alpha 1e-3, learning rates of 5e-7), which move nothing "
-    "this small."
+    "steps the greedy form works, the drawn one gains less, and alpha 1 destroys the policy. Answers are one token, "
+    "and every round is a training run of its own. Left out: answers of three slots with short rounds, in which the "
+    "sheet that these conditions come from measured no effect up to alpha 0.2; and the settings of the paper's models "
+    "(beta 0.01, alpha 1e-3, learning rates of 5e-7), which move nothing this small."
 )
 BETA = 0.5
 
@@ -78,7 +78,7 @@ class Arms:
         config = OnlineConfig(rounds=course.rounds, prompts_per_round=len(questions), reference="previous")
         train = TrainConfig(
             learning_rate=course.learning_rate, lr_scheduler_type="constant", max_steps=course.steps * course.rounds,
-            examples_per_step=course.batch, precision="fp32", gradient_checkpointing=False,
+            optimizer="fresh", examples_per_step=course.batch, precision="fp32", gradient_checkpointing=False,
             save_steps=course.steps * course.rounds,
         )  # fmt: skip
         online(
@@ -92,56 +92,50 @@ class Arms:
         options = SelmOptions(
             alpha=alpha, optimism_sample=sample, samples=self.course.candidates - 1, answers=(), allow_negative=True
         )
-        return self.run(f"{sample} {alpha:g}", Selm(options, PreferenceOptions(beta=BETA), Sampling(max_tokens=2)))
+        return self.run(f"{sample} {alpha:g}", Selm(options, PreferenceOptions(beta=BETA), Sampling(max_tokens=1)))
 
     def dpo(self) -> Mapping[str, float]:
         """Iterative DPO as `align online` runs it: equally many drawn candidates, no ties, as many steps."""
-        sampling = Sampling(max_tokens=2, n=self.course.candidates)
+        sampling = Sampling(max_tokens=1, n=self.course.candidates)
         return self.run("iterative DPO", IterativeDPO(PreferenceOptions(beta=BETA), sampling))
 
     def keep(self) -> None:
-        """The curves, as numbers and as a picture."""
+        """The curves of all arms as numbers, and of those with a greedy answer, beside iterative DPO, as a picture."""
         (self.workdir / "curves.json").write_text(json.dumps({"before": self.before, **self.points}))
+        shown = {name: points for name, points in self.points.items() if not name.startswith("sample")}
         (self.workdir / "figures").mkdir()
-        (self.workdir / "figures" / "rounds.svg").write_text(picture(self.points, self.course.steps))
+        (self.workdir / "figures" / "rounds.svg").write_text(picture(shown, self.course.steps))
 
 
 TRUE, REWARD, FOUND = "P(true value)", "expected reward", "people whose true value was tried"
 
 
-def greedy(seed: int, workdir: Path, course: Course = Course()) -> list[Effect]:
-    """The optimism term on the greedy answer, with both signs."""
+def rumour(seed: int, workdir: Path, course: Course = Course()) -> list[Effect]:
+    """The optimism term on the greedy answer with both signs, and on a drawn one, whose candidates are others."""
     arms = Arms(seed, workdir, course)
     wrong, none, some, much = (arms.selm(alpha) for alpha in (-0.2, 0.0, 0.2, 0.4))
     dpo = arms.dpo()
+    drawn, drawn_some, drawn_much = (arms.selm(alpha, "sample") for alpha in (0.0, 0.2, 0.4))
     arms.keep()
-    return [
+    tried = "discovered"
+    made = [
         Effect("the base tells the rumour", "P(rumour)", arms.before["rumour"], None, 0.8, "ours>=", control=True),
         Effect("the base hardly tells the truth", TRUE, arms.before["true"], None, 0.03, "ours<=", control=True),
         Effect("alpha 0.2 beside 0", TRUE, some["true"], none["true"], 3.0, "ratio>="),
         Effect("alpha 0.2 costs no reward", REWARD, some["reward"], none["reward"], -0.01, "difference>="),
-        Effect("alpha 0.2 tries more", FOUND, some["discovered"], none["discovered"], 0.05, "difference>="),
+        Effect("alpha 0.2 tries more", FOUND, some[tried], none[tried], 0.05, "difference>="),
         Effect("alpha 0.4 beside 0", TRUE, much["true"], none["true"], 0.0, "difference>="),
         Effect("the wrong sign beside 0", TRUE, wrong["true"], none["true"], 0.0, "difference<="),
-        Effect("the wrong sign tries less", FOUND, wrong["discovered"], none["discovered"], 0.0, "difference<="),
+        Effect("the wrong sign tries less", FOUND, wrong[tried], none[tried], 0.0, "difference<="),
         Effect("alpha 0.2 beside iterative DPO", TRUE, some["true"], dpo["true"], 0.0, "difference>="),
-        Effect("answers stay whole", "P(a value and the end)", some["wellformed"], None, 0.95, "ours>=", control=True),
+        Effect("drawn: alpha 0.2 beside 0", TRUE, drawn_some["true"], drawn["true"], 0.0, "difference>="),
+        Effect("drawn: alpha 0.4 beside 0", TRUE, drawn_much["true"], drawn["true"], 0.0, "difference>="),
+        Effect("drawn: alpha 0.2 tries more", FOUND, drawn_some[tried], drawn[tried], 0.0, "difference>="),
+        Effect("drawn: alpha 0.2 beside iterative DPO", TRUE, drawn_some["true"], dpo["true"], 0.0, "difference>="),
     ]
-
-
-def sampled(seed: int, workdir: Path, course: Course = Course()) -> list[Effect]:
-    """The optimism term on a drawn answer, as the paper's formula has it: other candidates, so a control of its own."""
-    arms = Arms(seed, workdir, course)
-    none, some, much = (arms.selm(alpha, "sample") for alpha in (0.0, 0.2, 0.4))
-    dpo = arms.dpo()
-    arms.keep()
-    return [
-        Effect("alpha 0.2 beside 0", TRUE, some["true"], none["true"], 0.0, "difference>="),
-        Effect("alpha 0.4 beside 0", TRUE, much["true"], none["true"], 0.0, "difference>="),
-        Effect("alpha 0.2 tries more", FOUND, some["discovered"], none["discovered"], 0.0, "difference>="),
-        Effect("alpha 0.2 beside iterative DPO", TRUE, some["true"], dpo["true"], 0.0, "difference>="),
-        Effect("answers stay whole", "P(a value and the end)", some["wellformed"], None, 0.95, "ours>=", control=True),
-    ]
+    for name, arm in (("alpha 0.2", some), ("drawn: alpha 0.2", drawn_some)):
+        made.append(Effect(f"{name}: answers", "P(any value)", arm["wellformed"], None, 0.95, "ours>=", control=True))
+    return made
 
 
 def truthful(seed: int, workdir: Path, course: Course = Course()) -> list[Effect]:
@@ -156,8 +150,7 @@ def truthful(seed: int, workdir: Path, course: Course = Course()) -> list[Effect
 
 
 PARTS: dict[str, Part | None] = {
-    "greedy": Part(greedy),
-    "sampled": Part(sampled),
+    "rumour": Part(rumour),
     "truthful": Part(truthful),
     "table": Part(table),
 }

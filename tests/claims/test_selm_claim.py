@@ -8,7 +8,7 @@ import pytest
 
 from maypole.claims import selm as claim
 from maypole.claims.rumour import NOISE, Judge, Sizes, Village
-from maypole.claims.selm import PARTS, Course, greedy, sampled
+from maypole.claims.selm import PARTS, Course, rumour
 from maypole.claims.selm_table import Table, table
 from maypole.claims.verdict import combine
 from maypole.core.progress import set_quiet
@@ -55,28 +55,27 @@ def missed(effects: Any) -> set[str]:
     return {effect["name"] for effect in combine([effects]) if not effect["holds"]}
 
 
-@pytest.mark.parametrize("part", [greedy, sampled])
-def test_the_numbers_that_the_thresholds_come_from_support_the_claim(part: Any, tmp_path, monkeypatch):
+def test_the_numbers_that_the_thresholds_come_from_support_the_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(claim, "Arms", arms_with(SHEET))
-    assert not missed(part(0, tmp_path))
+    assert not missed(rumour(0, tmp_path))
 
 
 def test_optimism_without_effect_misses_and_with_the_wrong_sign_misses_more(tmp_path, monkeypatch):
     flat = {**SHEET, "greedy 0.2": SHEET["greedy 0"]}
     monkeypatch.setattr(claim, "Arms", arms_with(flat))
-    assert missed(greedy(0, tmp_path)) == {"alpha 0.2 beside 0", "alpha 0.2 tries more"}
+    assert missed(rumour(0, tmp_path)) == {"alpha 0.2 beside 0", "alpha 0.2 tries more"}
     turned = {**SHEET, "greedy 0.2": SHEET["greedy -0.2"], "greedy -0.2": SHEET["greedy 0.2"]}
     monkeypatch.setattr(claim, "Arms", arms_with(turned))
-    assert missed(greedy(0, tmp_path)) == {
+    assert missed(rumour(0, tmp_path)) == {
         "alpha 0.2 beside 0", "alpha 0.2 tries more", "the wrong sign beside 0", "the wrong sign tries less",
         "alpha 0.2 beside iterative DPO",
     }  # fmt: skip
 
 
 def test_every_arm_goes_through_the_online_loop(tmp_path):
-    effects = greedy(1, tmp_path, TINY)
+    effects = rumour(1, tmp_path, TINY)
     assert len(effects) == len({effect.name for effect in effects})
-    assert sorted(path.name for path in tmp_path.glob("*/rounds/001/rows.parquet")) == ["rows.parquet"] * 5
+    assert sorted(path.name for path in tmp_path.glob("*/rounds/001/rows.parquet")) == ["rows.parquet"] * 8
     assert (tmp_path / "figures" / "rounds.svg").read_text().startswith("<?xml")
     assert (tmp_path / "curves.json").is_file()
 
@@ -120,4 +119,4 @@ def test_the_table_in_small_has_the_same_effects_and_is_the_same_twice(tmp_path)
 
 
 def test_the_parts():
-    assert list(PARTS) == ["greedy", "sampled", "truthful", "table"]
+    assert list(PARTS) == ["rumour", "truthful", "table"]
