@@ -217,7 +217,7 @@ class Arena:
             (describe_prompt(name), answer, rivals[name][(i * n + j) % len(rivals[name])])
             for name, some in said.items()
             for i, answer in enumerate(some)
-            for j in range(n)
+            for j in range(n if rivals[name] else 0)
         ]
         prompts, ours, theirs = zip(*pairs)
         return win_rate(ours, theirs, judge, prompts, both_orders=False).rate
@@ -284,6 +284,7 @@ def _contests(
     straight = uncircled[LOOSE]
     made += [
         Effect(f"{LOOSE} goes further", far, loose.distance, ours.distance, 0.0, "difference>="),
+        Effect(f"a style beats {LOOSE}", worst, loose.worst, None, 0.5, "ours<="),
         Effect(f"{SPPO} above {LOOSE}", worst, ours.worst, loose.worst, CIRCLED, "difference>="),
         Effect(
             f"{SPPO} above {LOOSE} without circles", worst, uncircled[SPPO].worst, straight.worst, UNCIRCLED,
