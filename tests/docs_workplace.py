@@ -11,6 +11,14 @@ import maypole
 BASE = Path(maypole.__file__).parent / "village" / "base" / "village-1M"
 NAMES = ("Mara", "Tomas", "Ilse", "Bram", "Odile", "Pauli")
 THINGS = ("the well", "the mill", "the bees", "the bridge")
+JUDGE = """
+def score(prompts, completions, **columns):
+    return [-len(c) for c in completions]
+
+
+def prefers(prompts, a, b, **columns):
+    return [1.0 if len(x) < len(y) else 0.0 if len(x) > len(y) else 0.5 for x, y in zip(a, b)]
+"""
 
 
 def furnish(folder: Path) -> None:
@@ -28,6 +36,8 @@ def furnish(folder: Path) -> None:
     write_rows(folder / "held-out.jsonl", chats[16:])
     write_rows(folder / "questions.jsonl", questions)
     write_rows(folder / "notes.jsonl", texts)
+    write_rows(folder / "prompts.jsonl", [{"prompt": row["question"]} for row in questions])
+    (folder / "judge.py").write_text(JUDGE)
     (folder / "keys.txt").write_text("a-key\n")
     (folder / "adapters" / "fr").mkdir(parents=True)
     (folder / "adapters" / "fr" / "adapter_config.json").write_text("{}")
