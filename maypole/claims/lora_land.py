@@ -43,9 +43,9 @@ class Sizes:
     letters: int = 6
     model: tuple[int, int] = (3, 128)
     base_steps: int = 400
-    adapter_steps: int = 100
-    batch: int = 32
-    words: int = 1_280  # to learn a cipher from
+    adapter_steps: int = 150
+    batch: int = 64
+    words: int = 9_600  # to learn a cipher from
     held_out: int = 40
     load: Load = field(default_factory=Load)
 
@@ -133,7 +133,7 @@ def _right(
 def _config(sizes: Sizes, steps: int, learning_rate: float, peft: PeftOptions | None) -> TrainConfig:
     return TrainConfig(
         learning_rate=learning_rate, max_steps=steps, examples_per_step=sizes.batch, peft=peft, precision="fp32",
-        save_steps=steps,
+        warmup_ratio=0.0 if peft is None else 0.1, save_steps=steps,
     )  # fmt: skip
 
 
