@@ -362,8 +362,8 @@ class AdapterStore(Collection[str]):
         if entry.source is not None and entry.found is None and entry.job is None and entry.error is None:
             self._start(entry, "checking")
 
-    def _start(self, entry: Entry, kind: Literal["checking", "loading"]) -> None:
-        entry.job = Job(kind, self._clock())
+    def _start(self, entry: Entry, kind: Literal["checking", "loading"], begun: float | None = None) -> None:
+        entry.job = Job(kind, self._clock() if begun is None else begun)
         self._reader.begin(entry, entry.job, self._done)
 
     def _done(self, entry: Entry, job: Job, result: Checked | Read | Failed) -> None:
@@ -378,7 +378,7 @@ class AdapterStore(Collection[str]):
                 entry.found, entry.stamp, entry.there = result.found, result.stamp, True
                 entry.error = self._places.lack_of_room(entry, result.found, self._pinned())
                 if entry.error is None and self._places.offered(entry, result.found):  # no need to wait for a step
-                    self._start(entry, "loading")
+                    self._start(entry, "loading", job.begun)
             elif entry in self._places.exchange.active:
                 self._arrived(entry, result, job.begun)
         self._engine.wake()
