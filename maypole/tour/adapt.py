@@ -5,6 +5,7 @@ nobody has the data a user's model was trained on, so what it forgot is measured
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def adapt(base: Base, corpus: Corpus, plan: AdaptPlan, artifact: Artifact, *, se
     watched = held_out_rows(lm, some, replay=replay, length=length)
     smaller = (plan.examples_per_step / EXAMPLES_PER_STEP) ** 0.5
     config = training_config(smaller * how.corpus_rate, plan.corpus_steps, plan.examples_per_step, length, how.peft)
-    first = _run(artifact, CORPUS, lm, rows, objective, config, seed, watched)
+    first = trained(artifact, CORPUS, lm, rows, objective, config, seed, watched)
     metrics: dict[str, Any] = {f"{CORPUS}_{name}": first.manifest["metrics"][name] for name in ("steps", "tokens")}
     if plan.instruction_rows:
         rows, objective = instruction_rows(
@@ -78,7 +79,7 @@ def adapt(base: Base, corpus: Corpus, plan: AdaptPlan, artifact: Artifact, *, se
         )
         rate = smaller * how.instruction_rate
         config = training_config(rate, plan.instruction_steps, plan.examples_per_step, length, None)
-        second = _run(artifact, INSTRUCTIONS, lm, rows, objective, config, seed)
+        second = trained(artifact, INSTRUCTIONS, lm, rows, objective, config, seed)
         metrics |= {f"{INSTRUCTIONS}_{name}": second.manifest["metrics"][name] for name in ("steps", "tokens")}
     save_result(lm, artifact, metrics)
     artifact.finish(metrics)
@@ -96,7 +97,7 @@ def training_config(rate: float, steps: int, examples: int, length: int, peft: P
     )  # fmt: skip
 
 
-def _run(
+def trained(
     artifact: Artifact,
     name: str,
     lm: LanguageModel,
@@ -145,7 +146,12 @@ def curve(stage: Path) -> list[tuple[int, float]]:
 
 def saved(stage: Path) -> str:
     """How far an unfinished stage is by its checkpoints: "corpus, step 310"; "" before the first."""
-    for name in (INSTRUCTIONS, CORPUS):
+    return saved_of(stage, (INSTRUCTIONS, CORPUS))
+
+
+def saved_of(stage: Path, runs: Sequence[str]) -> str:
+    """The same of any stage that is made of `runs`, the last one first."""
+    for name in runs:
         part = stage / f"{name}.part"
         steps = sorted(p.name for p in part.glob("checkpoints/step-*") if p.suffix != ".tmp")
         if steps:

@@ -52,10 +52,10 @@ class Shown:
     label: str
 
 
-def evaluate(base: Base, corpus: Corpus, plan: EvaluatePlan, adapted: Artifact, artifact: Artifact, seed: int) -> None:
+def evaluate(base: Base, corpus: Corpus, plan: EvaluatePlan, tuned: Artifact, artifact: Artifact, seed: int) -> None:
     """Make `artifact`: ``items.json`` with what every item scored, ``held_out.jsonl`` with the documents."""
     texts: list[str] = corpus.held_out[: plan.documents]["text"]
-    after = load(adapted.path)
+    after = load(tuned.path)
     before = after.with_adapter(None) if after.adapters else base.load()
     engines = {BEFORE: Engine(before), AFTER: Engine(after)}
     asked = fitting(questions(plan.questions, own=base.own), engines[AFTER]) if plan.questions else []

@@ -7,7 +7,7 @@ stages do with their share.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,26 @@ EVALUATE_SHARE = 0.2
 """Of the stages' seconds, at most; what this and the next leave is for learning."""
 CURATE_SHARE = 0.11
 """Of the stages' seconds: half a minute of six."""
+ALIGN_SHARE = 0.15
+"""Of the stages' seconds, at most."""
+FORM_ROWS = 400
+"""Answers that show the form; what stands beside them comes on top."""
+PROMPTS, OPENINGS = 128, 192
+"""Of a round: people to describe, or beginnings of the user's texts."""
+WAYS = ((5, 8, 4), (5, 4, 4), (3, 4, 2), (2, 2, 1))
+"""Rounds, answers to each of their prompts, and to each prompt that is measured: the first that leaves time for three
+quarters of the prompts, else the last."""
+MEASURED = 64
+BESIDE_FORM = 3
+"""Rows beside each answer that shows the form: its clauses are often wrong, and nothing else is to become so."""
+LEAST_PROMPTS, LEAST_FORM_ROWS, LEAST_ROUND_STEPS = 8, 16, 4
+SPARED = 10.0
+"""Seconds that every tour can spare for preferences; where even the least takes longer than its share, none is made."""
+DESCRIPTION_TOKENS, CONTINUATION_TOKENS = 16, 40
+REFERENCE_COST = 4 / 3
+"""A step on pairs reads each once more, for what the model said before."""
+ANSWER_TOKENS = 8
+"""Of the answers that the probe counts."""
 SERVE_SHARE = 0.05
 PARTS, LEAST_PARTS = 8, 2
 """Documents that the program reads."""
@@ -115,6 +135,28 @@ class AdaptPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlignPlan:
+    """`form_rows` answers show the form in `form_steps`, 0: the answers have none. In each of `rounds` (0: the stage is
+    left out) the model gives `samples` answers to each of `prompts` and learns for `round_steps`; `measured_samples`
+    answers to each of `measured` other prompts tell what that did."""
+
+    seconds: int
+    examples_per_step: int
+    form_rows: int
+    form_steps: int
+    rounds: int
+    prompts: int
+    samples: int
+    round_steps: int
+    measured: int
+    measured_samples: int
+
+    @property
+    def steps(self) -> int:
+        return self.form_steps + self.rounds * self.round_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatePlan:
     """Held-out documents of the corpus, texts on anything else, questions."""
 
@@ -143,6 +185,7 @@ class Plan:
     rates: Rates
     curate: CuratePlan
     adapt: AdaptPlan
+    align: AlignPlan
     serve: ServePlan
     evaluate: EvaluatePlan
 
@@ -154,8 +197,8 @@ class Plan:
         """ArtifactError where the file is not a tour's plan."""
         try:
             document = json.loads(path.read_bytes())
-            kinds = {"rates": Rates, "curate": CuratePlan, "adapt": AdaptPlan, "serve": ServePlan,
-                     "evaluate": EvaluatePlan}  # fmt: skip
+            kinds = {"rates": Rates, "curate": CuratePlan, "adapt": AdaptPlan, "align": AlignPlan,
+                     "serve": ServePlan, "evaluate": EvaluatePlan}  # fmt: skip
             return cls(**{**document, **{name: kind(**document[name]) for name, kind in kinds.items()}})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArtifactError("is not the plan of a tour", str(path), "name another --out") from error
@@ -171,9 +214,9 @@ def divide(
     instruct: bool,
     general: bool,
     questions: bool,
-) -> tuple[CuratePlan, AdaptPlan, ServePlan, EvaluatePlan]:
-    """`seconds` shared out: evaluation takes what it can use up to a fifth, choosing a ninth, serving what its few
-    calls need up to a twentieth, learning has the rest.
+) -> tuple[CuratePlan, AdaptPlan, AlignPlan, ServePlan, EvaluatePlan]:
+    """`seconds` shared out: evaluation takes what it can use up to a fifth, choosing a ninth, preferences up to a
+    seventh, serving what its few calls need up to a twentieth, learning has the rest.
 
     train, held_out: documents of the corpus. noise: whether as many documents that are none of it are mixed in.
     instruct, general, questions: whether there is such work at all.
@@ -181,8 +224,9 @@ def divide(
     evaluated = _evaluate(rates, EVALUATE_SHARE * seconds, held_out, general, questions)
     curated = _curate(rates, CURATE_SHARE * seconds, train, held_out, noise)
     served = _serve(rates, SERVE_SHARE * seconds, held_out)
-    left = seconds - evaluated.seconds - curated.seconds - served.seconds
-    return curated, _adapt(rates, left, curated.kept, instruct), served, evaluated
+    aligned = _align(rates, ALIGN_SHARE * seconds, curated.kept, held_out, instruct)
+    left = seconds - evaluated.seconds - curated.seconds - aligned.seconds - served.seconds
+    return curated, _adapt(rates, left, curated.kept, instruct), aligned, served, evaluated
 
 
 def available(minutes: float, preparation: float) -> float:
@@ -242,6 +286,43 @@ def _curate(rates: Rates, seconds: float, train: int, held_out: int, noise: bool
         trial_steps=steps,
         trial_documents=trial,
         examples_per_step=examples,
+    )
+
+
+def _align(rates: Rates, seconds: float, train: int, held_out: int, instruct: bool) -> AlignPlan:
+    most = {"form": FORM_ROWS, "prompts": PROMPTS, "measured": MEASURED}
+    if not instruct:
+        most = {"form": 0, "prompts": min(OPENINGS, train), "measured": min(MEASURED, held_out)}
+    least = {"form": LEAST_FORM_ROWS, "prompts": LEAST_PROMPTS, "measured": LEAST_PROMPTS}
+    tokens = DESCRIPTION_TOKENS if instruct else CONTINUATION_TOKENS
+    answer = tokens / ANSWER_TOKENS / rates.answers_per_second
+
+    def cost(items: Mapping[str, int], rounds: int, samples: int, measured: int) -> float:
+        """The measured prompts are answered before and after every round, and read by the model as it was."""
+        form = items["form"] * (1 + BESIDE_FORM) * rates.tokens_an_instruction_row / rates.train_tokens_per_second
+        pair = REFERENCE_COST * 4 * tokens / rates.train_tokens_per_second
+        each = samples * answer + pair
+        return form + rounds * items["prompts"] * each + (rounds + 1) * items["measured"] * measured * answer
+
+    if cost(least if instruct else {**least, "form": 0}, *WAYS[-1]) > max(seconds, SPARED):
+        return AlignPlan(**dict.fromkeys((field.name for field in fields(AlignPlan)), 0))
+    way = next((way for way in WAYS if seconds >= 0.75 * cost(most, *way)), WAYS[-1])
+    share = min(1.0, seconds / cost(most, *way))
+    items = {name: min(count, max(least[name], int(share * count))) for name, count in most.items()}
+    examples = EXAMPLES_PER_STEP
+    while examples > 1 and items["prompts"] < LEAST_ROUND_STEPS * examples:
+        examples //= 2
+    return AlignPlan(
+        seconds=math.ceil(cost(items, *way)),
+        examples_per_step=examples,
+        form_rows=items["form"],
+        form_steps=items["form"] * (1 + BESIDE_FORM) // examples,
+        rounds=way[0],
+        prompts=items["prompts"],
+        samples=way[1],
+        round_steps=math.ceil(items["prompts"] / examples),
+        measured=items["measured"],
+        measured_samples=way[2],
     )
 
 

@@ -21,7 +21,7 @@ from maypole.models.language_model import LanguageModel
 from maypole.tour.adapt import length_of, recipe
 from maypole.tour.base import Base, reference
 from maypole.tour.corpus import Corpus
-from maypole.tour.plan import EXAMPLES_PER_STEP, Rates
+from maypole.tour.plan import ANSWER_TOKENS, EXAMPLES_PER_STEP, Rates
 from maypole.tour.rows import corpus_rows, instruction_rows
 from maypole.train.config import TrainConfig
 from maypole.train.fit import fit
@@ -33,7 +33,6 @@ SECONDS = 1.6
 DOCUMENTS = 200
 SMALL = 30_000_000
 """Parameters up to which a whole step of the tour takes less than a second or two."""
-ANSWER_TOKENS = 8
 
 
 def probe(base: Base, corpus: Corpus, *, instruct: bool, seed: int) -> Rates:

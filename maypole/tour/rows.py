@@ -16,6 +16,7 @@ from maypole.core.seeds import derive
 from maypole.data.chat import encode_text
 from maypole.data.rows import CHAT
 from maypole.models.language_model import LanguageModel
+from maypole.tour.plan import BESIDE_FORM
 from maypole.tour.skills import instructions
 from maypole.train.objective import Objective, Segment
 from maypole.train.supervised import Chats, Completions, LanguageModeling
@@ -30,6 +31,9 @@ CORPUS_AMONG_INSTRUCTIONS = 0.2
 """Rows beside each instruction, so that neither the village nor the corpus is forgotten again."""
 INSTRUCTION_WEIGHT = 3.0
 """Of an answer's token: a step's loss is per token, and answers are a few words among long documents."""
+FORM_WITH_REPLAY = {"instructions": 0.45, "corpus": 0.25, "village": 0.3}
+FORM_WITHOUT = {"instructions": 0.6, "corpus": 0.4, "village": 0.0}
+"""Shares of the rows that stand beside answers which show a form."""
 
 ENDLESS = 10**12
 """Tokens."""
@@ -70,18 +74,46 @@ def instruction_rows(
     objective = Chats() if kind is CHAT else Completions()
     if not replay:
         return taught, objective
-    rows: list[Tokens] = []
-    for row in taught:
-        made: Any = objective.segments(row, lm.tokenizer)  # type: ignore[arg-type]
-        if isinstance(made, Segment):
-            weights = [INSTRUCTION_WEIGHT * weight for weight in made.weights[:length]]
-            rows.append({"ids": made.ids[:length], "weights": weights})
-    order = np.random.default_rng(derive(seed, "kept")).permutation(len(train))
-    own = pieces(lm, train.select(order[: round(count * CORPUS_AMONG_INSTRUCTIONS)].tolist()), length)
-    rows += own[: round(count * CORPUS_AMONG_INSTRUCTIONS)]
+    rows = _answers(lm, taught, objective, length)
+    rows += _some(lm, train, round(count * CORPUS_AMONG_INSTRUCTIONS), length, seed)
     rows += list(islice(_village(lm, ENDLESS, seed), round(count * REPLAY_AMONG_INSTRUCTIONS)))
     name = digest("tour instruction rows", str(taught._fingerprint), str(train._fingerprint), str(length), str(seed))
     return _tokens(rows, name), PretrainingMix()
+
+
+def form_rows(
+    lm: LanguageModel, train: Dataset, shown: Sequence[Mapping[str, str]], *, replay: bool, length: int, seed: int
+) -> tuple[Dataset, Objective]:
+    """The answers of `shown`, rows of prompt and completion, and for each of them BESIDE_FORM rows of what stage 2
+    taught; with `replay` documents of the village among these."""
+    rows = _answers(lm, shown, Completions(), length)
+    shares = FORM_WITH_REPLAY if replay else FORM_WITHOUT
+    kept = {name: round(share * BESIDE_FORM * len(shown)) for name, share in shares.items()}
+    taught, kind = instructions(lm, kept["instructions"], derive(seed, "form"))
+    rows += _answers(lm, taught, Chats() if kind is CHAT else Completions(), length)
+    rows += _some(lm, train, kept["corpus"], length, seed)
+    rows += list(islice(_village(lm, ENDLESS, derive(seed, "form")), kept["village"]))
+    said = [text for row in shown for text in (row["prompt"], row["completion"])]
+    name = digest("tour form rows", *said, str(train._fingerprint), str(replay), str(length), str(seed))
+    return _tokens(rows, name), PretrainingMix()
+
+
+def _answers(
+    lm: LanguageModel, rows: Dataset | Sequence[Mapping[str, str]], objective: Chats | Completions, length: int
+) -> list[Tokens]:
+    """Rows with an answer as token ids; those that have none left are missing."""
+    made = (objective.segments(dict(row), lm.tokenizer) for row in rows)
+    return [
+        {"ids": one.ids[:length], "weights": [INSTRUCTION_WEIGHT * weight for weight in one.weights[:length]]}
+        for one in made
+        if isinstance(one, Segment)
+    ]
+
+
+def _some(lm: LanguageModel, train: Dataset, count: int, length: int, seed: int) -> list[Tokens]:
+    """`count` rows of the corpus."""
+    order = np.random.default_rng(derive(seed, "kept")).permutation(len(train))
+    return pieces(lm, train.select(order[:count].tolist()), length)[:count]
 
 
 def pieces(lm: LanguageModel, texts: Dataset, length: int) -> list[Tokens]:

@@ -13,6 +13,7 @@ import torch
 from maypole.core.progress import say
 from maypole.core.seeds import derive
 from maypole.tour.adapt import adapt
+from maypole.tour.align import align
 from maypole.tour.base import Base
 from maypole.tour.corpus import Corpus, load_corpus
 from maypole.tour.curate import chosen, curate
@@ -50,17 +51,24 @@ def run_tour(options: TourOptions, begun: float | None = None) -> Report:
                 config=plan.adapt, inputs={"model": base.place, "corpus": learnt.train},
                 work=lambda artifact: adapt(base, learnt, plan.adapt, artifact, seed=derive(options.seed, "adapt")),
             )  # fmt: skip
+            tuned = adapted if not plan.align.rounds else tale.stage(
+                "align", f"{plan.align.steps:,} steps, {plan.align.rounds} rounds", plan.align.seconds,
+                config=plan.align, inputs={"adapted": adapted, "corpus": learnt.train, "held_out": corpus.held_out},
+                work=lambda artifact: align(
+                    base, learnt, plan.align, adapted, artifact, seed=derive(options.seed, "align")
+                ),
+            )  # fmt: skip
             tale.stage(
                 "serve", f"{plan.serve.parts + 1} calls, with and without sharing",
                 plan.serve.seconds, config=plan.serve,
-                inputs={"model": base.place, "adapted": adapted, "corpus": corpus.held_out},
-                work=lambda artifact: serve(base, corpus, plan.serve, adapted, artifact),
+                inputs={"model": base.place, "tuned": tuned, "corpus": corpus.held_out},
+                work=lambda artifact: serve(base, corpus, plan.serve, tuned, artifact),
             )  # fmt: skip
             tale.stage(
                 "evaluate", f"{plan.evaluate.documents:,} documents, {plan.evaluate.questions:,} questions",
                 plan.evaluate.seconds,
-                config=plan.evaluate, inputs={"adapted": adapted, "corpus": corpus.held_out},
-                work=lambda artifact: evaluate(base, corpus, plan.evaluate, adapted, artifact, options.seed),
+                config=plan.evaluate, inputs={"tuned": tuned, "corpus": corpus.held_out},
+                work=lambda artifact: evaluate(base, corpus, plan.evaluate, tuned, artifact, options.seed),
             )  # fmt: skip
         return tale.report
 
@@ -84,14 +92,14 @@ def _decide(options: TourOptions, base: Base, corpus: Corpus, begun: float) -> P
     with _threads(threads):
         rates = probe(base, corpus, instruct=instruct, seed=options.seed)
     preparation = round(time.monotonic() - begun, 1)
-    curated, adapted, served, evaluated = divide(
+    curated, adapted, aligned, served, evaluated = divide(
         rates, available(options.minutes, preparation), train=len(corpus.train), held_out=len(corpus.held_out),
         noise=options.corpus is None and instruct, instruct=instruct, general=instruct or not base.own,
         questions=instruct,
     )  # fmt: skip
     return Plan(
         asked=_asked(options, base, corpus), threads=threads, preparation=preparation, rates=rates,
-        curate=curated, adapt=adapted, serve=served, evaluate=evaluated,
+        curate=curated, adapt=adapted, align=aligned, serve=served, evaluate=evaluated,
     )  # fmt: skip
 
 

@@ -65,10 +65,10 @@ def summed_up(sentences: str, summary: Annotated[str, Output(max_tokens=SUMMARY,
     """The whole, from what was said of the parts."""
 
 
-def serve(base: Base, corpus: Corpus, plan: ServePlan, adapted: Artifact, artifact: Artifact) -> None:
+def serve(base: Base, corpus: Corpus, plan: ServePlan, tuned: Artifact, artifact: Artifact) -> None:
     """Make `artifact`: ``program.json`` with the texts, what was said of them, each run's tokens and seconds, and the
     program's graph."""
-    engine = opened(base, adapted.path)
+    engine = opened(base, tuned.path)
     model = TUNED if engine.adapters else BASE
     parts = texts(engine, corpus, plan.parts)
     shared: list[Way] = []
@@ -90,11 +90,11 @@ def serve(base: Base, corpus: Corpus, plan: ServePlan, adapted: Artifact, artifa
                      "reused_tokens": shared[-1].reused, "computed_apart": apart[-1].computed})  # fmt: skip
 
 
-def opened(base: Base, adapted: Path) -> Engine:
+def opened(base: Base, tuned: Path) -> Engine:
     """The tuned model: whole as `BASE`, or the base with its adapter as `TUNED` beside it."""
-    if not (adapted / "adapter_config.json").is_file():
-        return Engine.load(adapted)
-    return Engine.load(base.place, adapters={TUNED: adapted})
+    if not (tuned / "adapter_config.json").is_file():
+        return Engine.load(tuned)
+    return Engine.load(base.place, adapters={TUNED: tuned})
 
 
 def texts(engine: Engine, corpus: Corpus, count: int) -> list[str]:

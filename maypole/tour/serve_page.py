@@ -12,7 +12,7 @@ from typing import Any
 from maypole.tour.report import Example, Stage, Table, program_picture, seconds_each_way
 from maypole.tour.report.words import number, percent
 from maypole.tour.serve import FILE, TUNED
-from maypole.tour.stages import BY_NAME, StageInfo
+from maypole.tour.stages import StageInfo
 from maypole.tour.telling import Facts, Progress, common
 
 SHOWN = 3
@@ -72,7 +72,6 @@ def _examples(found: Mapping[str, Any]) -> list[Example]:
 
 
 def _command(facts: Facts, found: Mapping[str, Any]) -> str:
-    adapted = facts.options.out / BY_NAME["adapt"].directory
     if found["model"] != TUNED:
-        return shlex.join(["maypole", "serve", str(adapted)])
-    return shlex.join(["maypole", "serve", str(facts.options.model), "--adapter", str(adapted)])
+        return shlex.join(["maypole", "serve", str(facts.tuned)])
+    return shlex.join(["maypole", "serve", str(facts.options.model), "--adapter", str(facts.tuned)])

@@ -21,7 +21,7 @@ class StageInfo:
 STAGES = (
     StageInfo(1, "curate", "chooses and cleans the texts to learn from", built=True),
     StageInfo(2, "adapt", "trains the model on the corpus, then on instructions", built=True),
-    StageInfo(3, "align", "trains the model on preferences"),
+    StageInfo(3, "align", "trains the model on judged answers of its own", built=True),
     StageInfo(4, "edit", "corrects facts in its weights"),
     StageInfo(5, "interpret", "looks inside the model"),
     StageInfo(6, "compress", "makes the model smaller and quicker"),

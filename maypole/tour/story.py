@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from maypole.tour import curate_page, serve_page
+from maypole.tour import align_page, curate_page, serve_page
 from maypole.tour.adapt import curve
 from maypole.tour.evaluate import HELD_OUT, ITEMS, choose
 from maypole.tour.measures import measures, skills
@@ -32,7 +32,7 @@ from maypole.tour.report import (
 from maypole.tour.report.model import ReportState
 from maypole.tour.report.words import bounds, number
 from maypole.tour.rows import REPLAY_SHARE
-from maypole.tour.stages import BY_NAME, STAGES, StageInfo
+from maypole.tour.stages import STAGES, StageInfo
 from maypole.tour.telling import Facts, Progress, common
 
 
@@ -45,6 +45,7 @@ def report(
     told = {
         "curate": lambda facts, info, stage, items, found: curate_page.page(facts, info, stage),
         "adapt": _adapt,
+        "align": lambda facts, info, stage, items, found: align_page.page(facts, info, stage),
         "serve": lambda facts, info, stage, items, found: serve_page.page(facts, info, stage),
         "evaluate": _evaluate,
     }
@@ -87,7 +88,7 @@ def _adapt(
         by_skill = skills(items)
         if by_skill:
             before, after, _ = zip(*by_skill.values())
-            plots.append(accuracy_by_skill(list(by_skill), before, {"adapted": after}))
+            plots.append(accuracy_by_skill(list(by_skill), before, {"tuned": after}))
         table = _table(found)
         examples = [_continued(sample) for sample in items["samples"]]
     return Stage(
@@ -108,14 +109,14 @@ def _evaluate(
         plots.append(change_per_measure([_changes(m) for m in tested]))
         finding = _changed(found)
         table = Table(
-            columns=("measure", "base", "adapted", "change", "95 % CI", "n", "verdict"),
+            columns=("measure", "base", "tuned", "change", "95 % CI", "n", "verdict"),
             rows=[(m.name, *_sides(m), round(m.change, 3), bounds(m.interval, 3), m.n, m.verdict) for m in found],
             caption="All measures, both models",
         )
         examples = _answers(items, facts.options.seed)
         out = facts.options.out
         command = shlex.join(
-            ["maypole", "evaluate", "perplexity", "--model", str(out / BY_NAME["adapt"].directory),
+            ["maypole", "evaluate", "perplexity", "--model", str(facts.tuned),
              "--data", str(out / info.directory / HELD_OUT), "--max-length", str(items["max_length"])]
         )  # fmt: skip
     return Stage(
@@ -152,7 +153,8 @@ def _changed(found: Sequence[Measure]) -> str:
 
 
 def _table(found: Sequence[Measure]) -> Table:
-    return Table(columns=("measure", "base", "adapted"), rows=[(m.name, *_sides(m)) for m in found])
+    caption = "Measured on the model that the tour ended with, so after stage 3"
+    return Table(columns=("measure", "base", "tuned"), rows=[(m.name, *_sides(m)) for m in found], caption=caption)
 
 
 def _sides(measure: Measure) -> tuple[float, float]:
@@ -162,7 +164,7 @@ def _sides(measure: Measure) -> tuple[float, float]:
 def _changes(measure: Measure) -> Changes:
     assert measure.interval is not None
     return Changes(
-        measure=measure.name, better=measure.better, changes={"adapted": measure.interval}, unit=measure.unit,
+        measure=measure.name, better=measure.better, changes={"tuned": measure.interval}, unit=measure.unit,
         digits=measure.digits,
     )  # fmt: skip
 

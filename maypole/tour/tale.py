@@ -11,7 +11,7 @@ from typing import Any
 
 from maypole.core.artifact import Artifact
 from maypole.core.progress import duration, say
-from maypole.tour import adapt, curate, story
+from maypole.tour import adapt, align, curate, story
 from maypole.tour.base import Base
 from maypole.tour.corpus import Corpus
 from maypole.tour.folder import TourFolder
@@ -22,7 +22,7 @@ from maypole.tour.report.model import ReportState
 from maypole.tour.telling import Facts, Progress
 
 logger = logging.getLogger(__name__)
-SAVED = {"curate": curate.saved, "adapt": adapt.saved}
+SAVED = {"curate": curate.saved, "adapt": adapt.saved, "align": align.saved}
 """Says of an unfinished stage what it goes on from; evaluation is short enough to say nothing."""
 
 

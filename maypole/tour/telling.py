@@ -5,12 +5,14 @@ Knows nothing about any stage's work.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from maypole.core.artifact import Artifact
 from maypole.tour.options import TourOptions
 from maypole.tour.plan import Plan
 from maypole.tour.report.model import StageState
+from maypole.tour.stages import BY_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,11 @@ class Facts:
     own: bool
     corpus: str
     plan: Plan
+
+    @property
+    def tuned(self) -> Path:
+        """Where the trained model lies when all is done."""
+        return self.options.out / BY_NAME["align" if self.plan.align.rounds else "adapt"].directory
 
 
 @dataclass(frozen=True, slots=True)

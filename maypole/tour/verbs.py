@@ -31,7 +31,8 @@ class TourResult:
 
     @property
     def model(self) -> Path:
-        return self.out / BY_NAME["adapt"].directory
+        left_out = any(stage.name == "align" and stage.state == "empty" for stage in self.report.stages)
+        return self.out / BY_NAME["adapt" if left_out else "align"].directory
 
     def to_json(self) -> dict[str, Any]:
         from maypole.tour.measures import summary
@@ -45,7 +46,7 @@ class TourResult:
             "stages": [
                 {"stage": s.name, "state": s.state, "seconds": s.seconds} for s in self.report.stages if s.seconds
             ],
-            "adapted": str(self.model),
+            "tuned": str(self.model),
             "report": str(self.out / "report.html"),
             "next": self.next,
         }

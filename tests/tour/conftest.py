@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from maypole.models import save
-from maypole.tour import TourOptions, base, run, run_tour
+from maypole.tour import TourOptions, base, plan, run, run_tour
 from maypole.tour.plan import Rates
 from tests.engine.engine_fixtures import lm_of
 
@@ -30,7 +30,9 @@ def _one_thread_and_own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def _fixed_rates(monkeypatch):
-    """The probe finds the same on every machine, and the base that ships is the small one."""
+    """The probe finds the same on every machine, the base that ships is the small one, and none of the minutes is
+    spared for preferences."""
+    monkeypatch.setattr(plan, "SPARED", 0.0)
     monkeypatch.setattr(run, "probe", lambda *args, **kwargs: RATES)
     monkeypatch.setattr(base, "SHIPPED_BASE", "village-1M")
 

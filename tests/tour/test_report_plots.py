@@ -15,6 +15,8 @@ from maypole.tour.report import (
     scatter,
     seconds_each_way,
     token_share,
+    won_by_round,
+    won_for_distance,
 )
 from maypole.tour.report.figure import label, names_within, thinned
 
@@ -52,6 +54,8 @@ def points(n: int):
         lambda: token_share({f"domain {i}": i + 1 for i in range(50)}, {"domain 3": 7}),
         lambda: program_picture(program(40)),
         lambda: seconds_each_way([0.5, 0.4], [0.7, 0.9]),
+        lambda: won_by_round([Interval(0.4, 0.6, 0.5)] * 30),
+        lambda: won_for_distance([Interval(0.4, 0.6, 0.5)] * 30, [Interval(i, i + 1, i + 0.5) for i in range(30)]),
         lambda: scatter("t", "f", points(600), x="x", y="y"),
         lambda: scatter("t", "f", points(20_000), x="x", y="y"),
     ],
@@ -147,3 +151,14 @@ def test_a_program_is_drawn_with_what_was_reused_and_many_alike_as_one():
     assert len(plot.table.rows) == 41
     assert plot.table.rows[0] == ("told", 1, 100, 64, 9, 0.1, 0.3)
     assert plot.table.rows[-1][-1] is None
+
+
+def test_rounds_are_told_by_how_often_they_win_and_how_far_they_moved():
+    won, moved = [Interval(0.5, 0.5, 0.5), Interval(0.61, 0.79, 0.7)], [Interval(0, 0, 0), Interval(1.2, 1.8, 1.5)]
+    plot = won_by_round(won)
+    said = "After 1 round the model wins 0.70 [0.61, 0.79] of the comparisons with itself before the first."
+    assert plot.finding == said
+    assert plot.table.rows == [(0, 0.5, 0.5, 0.5), (1, 0.7, 0.61, 0.79)]
+    plot = won_for_distance(won, moved)
+    assert plot.finding == "For that it moved 1.50 [1.20, 1.80] nats an answer away from itself as it was."
+    assert plot.table.rows[1] == (1, 1.5, 1.2, 1.8, 0.7)

@@ -19,6 +19,7 @@ from maypole.core.errors import ArtifactError
 from maypole.core.identity import digest
 from maypole.core.lock import DirectoryLock
 from maypole.models import load
+from maypole.tour import plan as planning
 from maypole.tour import run_tour
 from maypole.tour.adapt import curve
 from maypole.tour.corpus import load_corpus
@@ -76,7 +77,9 @@ def test_a_users_model_gets_an_adapter_and_general_text_beside_the_corpus(users,
 def test_all_nine_stages_are_listed_and_the_missing_ones_called_missing(users):
     asked, report = users
     assert [stage.number for stage in report.stages] == list(range(1, 10))
-    assert [stage.name for stage in report.stages if stage.state == "done"] == ["curate", "adapt", "serve", "evaluate"]
+    assert [stage.name for stage in report.stages if stage.state == "done"] == [
+        "curate", "adapt", "align", "serve", "evaluate",
+    ]  # fmt: skip
     assert {stage.state for stage in report.stages} == {"done", "absent"}
     shown = words(asked.out / "report.html")
     assert "Not in the tour yet" in shown
@@ -89,7 +92,9 @@ def test_the_report_has_what_a_decision_needs(own):
     for expected in (
         "maypole tour", "village-1M", "notes", "COMPLETE", "Of 5 measures", "Repeat this", "Provenance", asked.command,
         "Documents by surprise", "Nothing was mixed in.", "left out: too much surprise",
-        "Held-out loss against training tokens", "Accuracy per skill", "Change against the base", "largest gain",
+        "Held-out loss against training tokens", "Accuracy per skill",
+        "Win rate by round", "Win rate against distance",
+        "Change against the base", "largest gain",
     ):  # fmt: skip
         assert expected in shown, expected
     stages = {stage.name: stage for stage in report.stages}
@@ -141,12 +146,24 @@ def test_the_python_form_of_repeating_a_stage_runs(own):
 
 
 @pytest.mark.parametrize("own_base", [True, False])
-def test_own_data_only_leaves_the_village_out(own_base, tmp_path, corpus, model):
+def test_own_data_only_leaves_the_village_out(own_base, tmp_path, corpus, model, monkeypatch):
+    monkeypatch.setattr(planning, "SPARED", 0.0 if own_base else 10.0)
     report = run_tour(options(tmp_path / "run", corpus, None if own_base else model, own_data_only=True))
     expected = ["corpus perplexity"] + ([] if own_base else ["general perplexity"])
     assert [m.name for m in report.measures] == expected
     assert not (tmp_path / "run" / "02-adapt" / "instructions").exists()
     assert json.loads((tmp_path / "run" / "09-evaluate" / "items.json").read_text())["questions"] == []
+    if not own_base:
+        aligned_to_own_texts(tmp_path / "run", report)
+
+
+def aligned_to_own_texts(run: Path, report) -> None:
+    assert set(Artifact.load(run / "03-align").manifest["children"]) == {"rounds"}
+    first = json.loads((run / "03-align" / "measured.jsonl").read_text().splitlines()[0])
+    assert set(first) == {"prompt", "continuation"}
+    page = next(stage for stage in report.stages if stage.name == "align")
+    assert "ROUGE-L" in page.finding
+    assert "('continuation',)" in page.repeat_python
 
 
 def test_a_model_without_a_chat_template_is_asked_in_plain_words(tmp_path, corpus, plain_model):

@@ -32,7 +32,7 @@ done in 5:12        before after        change [95 % CI]   n
   old tasks           0.99  0.97    −0.02 [−0.04, +0.01] 200 no clear change
 verdict of 2 measures 1 better, 1 no clear change, 0 worse
 report  run/report.html
-next    maypole engine generate --model run/02-adapt --prompt 'Return the'
+next    maypole engine generate --model run/03-align --prompt 'Return the'
 """
 
 
@@ -68,7 +68,7 @@ def test_json_is_alone_on_stdout_and_stderr_says_each_stage_before_it_starts(
     assert " steps, about 0:0" in lines[begun]
     assert any(line.startswith("train: ") for line in lines[begun:])
     assert any(line.startswith(" ok  adapt") for line in lines)
-    assert found["adapted"] == "run/02-adapt"
+    assert found["tuned"] == "run/02-adapt"
     assert found["report"] == "run/report.html"
     assert found["verdict"].startswith("of 2 measures")
     assert [stage["stage"] for stage in found["stages"]] == ["curate", "adapt", "serve", "evaluate"]

@@ -11,7 +11,7 @@ from maypole.core.errors import ArtifactError, ConfigError
 from maypole.tour import TourOptions
 from maypole.tour.base import Base
 from maypole.tour.corpus import load_corpus
-from maypole.tour.plan import DOCUMENTS, GENERAL, MAX_PASSES, QUESTIONS, Plan, Rates, available, divide
+from maypole.tour.plan import DOCUMENTS, GENERAL, MAX_PASSES, QUESTIONS, WAYS, Plan, Rates, available, divide
 from maypole.tour.probe import probe
 
 IDLE = Rates(
@@ -24,7 +24,7 @@ WORK = {"train": 2_500, "held_out": 280, "noise": True, "instruct": True, "gener
 def test_six_minutes_on_an_idle_machine_are_mostly_learning_and_leave_a_fifth():
     seconds = available(6.0, 20.0)
     assert seconds == 268
-    curated, adapted, served, evaluated = divide(IDLE, seconds, **WORK)
+    curated, adapted, aligned, served, evaluated = divide(IDLE, seconds, **WORK)
     assert (evaluated.documents, evaluated.general, evaluated.questions) == (280, GENERAL, QUESTIONS)
     assert evaluated.seconds < 60
     assert (curated.documents, curated.noise, curated.kept) == (2_500, 2_500, 2_500)
@@ -32,8 +32,11 @@ def test_six_minutes_on_an_idle_machine_are_mostly_learning_and_leave_a_fifth():
     assert curated.trial_steps >= 20
     assert (served.parts, served.repeats) == (8, 5)
     assert served.seconds <= 13
-    assert 170 < adapted.seconds <= seconds - evaluated.seconds - curated.seconds - served.seconds + 1
-    assert adapted.instruction_steps == 600
+    assert (aligned.prompts, aligned.samples, aligned.form_rows, aligned.measured) == (100, 4, 314, 50)
+    assert aligned.seconds <= 41
+    others = evaluated.seconds + curated.seconds + aligned.seconds + served.seconds
+    assert 170 < adapted.seconds <= seconds - others + 1
+    assert 550 < adapted.instruction_steps <= 600
     assert adapted.examples_per_step == 16
     used = 16 * (adapted.corpus_steps * IDLE.tokens_a_row + adapted.instruction_steps * IDLE.tokens_an_instruction_row)
     watched = 10 * adapted.curve_documents * IDLE.tokens_a_document / IDLE.score_tokens_per_second
@@ -45,7 +48,7 @@ def test_a_slow_model_takes_smaller_steps_and_fewer_items():
     slow = dataclasses.replace(
         IDLE, train_tokens_per_second=60, score_tokens_per_second=200, answers_per_second=1, tokens_a_row=200
     )
-    curated, adapted, served, evaluated = divide(slow, available(6.0, 40.0), **WORK)
+    curated, adapted, aligned, served, evaluated = divide(slow, available(6.0, 40.0), **WORK)
     assert adapted.examples_per_step == 1
     assert adapted.corpus_steps >= 12
     assert evaluated.documents < 40
@@ -53,7 +56,9 @@ def test_a_slow_model_takes_smaller_steps_and_fewer_items():
     assert (curated.trial_steps, curated.examples_per_step, curated.trial_documents) == (4, 1, 8)
     assert curated.documents > 2_000
     assert (served.parts, served.repeats) == (2, 1)
-    assert curated.seconds + adapted.seconds + served.seconds + evaluated.seconds <= available(6.0, 40.0) + 2
+    stages = (curated, adapted, aligned, served, evaluated)
+    assert sum(stage.seconds for stage in stages) <= available(6.0, 40.0) + 2
+    assert set(dataclasses.astuple(aligned)) == {0}
 
 
 def test_of_a_large_corpus_more_is_read_than_can_be_learnt_and_no_more():
@@ -73,7 +78,8 @@ def test_a_small_corpus_is_not_passed_over_more_than_three_times():
 
 def test_without_instructions_and_questions_only_the_corpus_remains():
     less = {**WORK, "noise": False, "instruct": False, "general": False, "questions": False}
-    curated, adapted, served, evaluated = divide(IDLE, 268, **less)
+    curated, adapted, aligned, served, evaluated = divide(IDLE, 268, **less)
+    assert (aligned.form_rows, aligned.form_steps) == (0, 0)
     assert (curated.noise, curated.rate) == (0, 0.8)
     assert (adapted.instruction_steps, adapted.instruction_rows) == (0, 0)
     assert (evaluated.general, evaluated.questions) == (0, 0)
@@ -91,7 +97,7 @@ def test_preparation_that_takes_all_leaves_the_stages_some():
 def test_every_plan_can_be_followed(speed, seconds, train, held_out, row, noise, instruct, general, questions):
     rates = dataclasses.replace(IDLE, train_tokens_per_second=speed, score_tokens_per_second=speed, tokens_a_row=row)
     work = {"noise": noise, "instruct": instruct, "general": general, "questions": questions}
-    curated, adapted, served, evaluated = divide(rates, seconds, train=train, held_out=held_out, **work)
+    curated, adapted, aligned, served, evaluated = divide(rates, seconds, train=train, held_out=held_out, **work)
     assert 1 <= curated.documents <= train
     assert curated.noise == noise * curated.documents
     assert 1 <= curated.kept <= curated.documents + curated.noise
@@ -103,6 +109,14 @@ def test_every_plan_can_be_followed(speed, seconds, train, held_out, row, noise,
     assert 1 <= adapted.curve_documents <= 40
     assert (adapted.instruction_steps >= 4) == instruct
     assert (adapted.instruction_rows > 0) == instruct
+    if aligned.rounds:
+        assert 1 <= aligned.prompts <= (128 if instruct else min(192, curated.kept))
+        assert 1 <= aligned.measured <= 64
+        assert (aligned.rounds, aligned.samples, aligned.measured_samples) in WAYS
+        assert (aligned.form_rows > 0) == (aligned.form_steps > 0) == instruct
+    else:
+        assert set(dataclasses.astuple(aligned)) == {0}
+    assert aligned.round_steps * aligned.examples_per_step >= aligned.prompts
     assert 1 <= served.parts <= held_out
     assert served.repeats >= 1
     assert 1 <= evaluated.documents <= min(held_out, DOCUMENTS)
@@ -111,10 +125,10 @@ def test_every_plan_can_be_followed(speed, seconds, train, held_out, row, noise,
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):
-    curated, adapted, served, evaluated = divide(IDLE, 268, **WORK)
+    curated, adapted, aligned, served, evaluated = divide(IDLE, 268, **WORK)
     plan = Plan(
         asked={"minutes": 6.0}, threads=2, preparation=20.0, rates=IDLE, curate=curated, adapt=adapted,
-        serve=served, evaluate=evaluated,
+        align=aligned, serve=served, evaluate=evaluated,
     )  # fmt: skip
     plan.write(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == plan

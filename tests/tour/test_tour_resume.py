@@ -1,5 +1,6 @@
 """Kill a tour anywhere, or stop it: the same command goes on and ends with the numbers of an undisturbed tour."""
 
+import itertools
 import logging
 import os
 import shutil
@@ -11,12 +12,16 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from maypole.align.online import OnlineRounds
 from maypole.cli.main import run as command
 from maypole.tour import TourOptions, run_tour
 from maypole.tour import adapt as adapting
+from maypole.tour import align as aligning
 from maypole.tour import curate as curating
 from maypole.tour import evaluate as evaluating
+from maypole.tour import plan as planning
 from maypole.tour import serve as serving
+from maypole.tour.preferences import BesideGiven
 from maypole.tour.report import Report
 from tests.tour.test_tour import words
 
@@ -41,6 +46,18 @@ def at_step(number: int, what: Callable[[], None]) -> Callable[..., None]:
             what()
 
     return on_step_end
+
+
+def at_call(number: int, work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work`, which dies when it is called for the `number`-th time."""
+    calls = itertools.count(1)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            kill()
+        return work(*args, **kwargs)
+
+    return called
 
 
 def in_a_child(work: Callable[[], Any]) -> int:
@@ -70,6 +87,7 @@ def asked(request, tmp_path, corpus, model) -> TourOptions:
 
 
 def test_killed_in_every_stage_it_ends_like_an_undisturbed_tour(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "SPARED", 10.0)
     undisturbed = run_tour(asked)
     out = tmp_path / "killed"
     out.mkdir()
@@ -80,6 +98,9 @@ def test_killed_in_every_stage_it_ends_like_an_undisturbed_tour(asked, tmp_path,
             (curating, "prune", kill),
             (adapting._MeasuredFirst, "on_step_end", at_step(3, kill)),
             (adapting, "instruction_rows", kill),
+            (aligning, "form_rows", kill),
+            (OnlineRounds, "_judged", at_call(2, OnlineRounds._judged)),
+            (aligning, "_policies", kill),
             (serving, "one_by_one", kill),
             (evaluating, "choose", kill),
         ]
@@ -88,6 +109,7 @@ def test_killed_in_every_stage_it_ends_like_an_undisturbed_tour(asked, tmp_path,
             (curating, "_composition", kill),
             (adapting._MeasuredFirst, "on_step_end", at_step(8, kill)),
             (adapting, "save_result", kill),
+            (BesideGiven, "rows", at_call(2, BesideGiven.rows)),
             (serving, "texts", kill),
             (evaluating, "ask", kill),
         ]
@@ -99,7 +121,7 @@ def test_killed_in_every_stage_it_ends_like_an_undisturbed_tour(asked, tmp_path,
     resumed = run_tour(again)
     assert told(resumed) == told(undisturbed)
     file = "adapter_model.safetensors" if asked.model else "model.safetensors"
-    first, second = (load_file(folder / "02-adapt" / file) for folder in (asked.out, out))
+    first, second = (load_file(folder / "03-align" / file) for folder in (asked.out, out))
     assert first.keys() == second.keys()
     assert all((first[name] == second[name]).all() for name in first)
 

@@ -1,3 +1,4 @@
+from .align_plots import won_by_round, won_for_distance
 from .choice_plots import documents_by_surprise, token_share
 from .model import Example, Measure, Plot, Report, Stage, Table
 from .page import render, write
@@ -21,5 +22,7 @@ __all__ = [
     "scatter",
     "seconds_each_way",
     "token_share",
+    "won_by_round",
+    "won_for_distance",
     "write",
 ]
