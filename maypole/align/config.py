@@ -17,15 +17,15 @@ class OnlineConfig:
 
     rounds: int = setting(3, help="times that the policy samples anew")
     prompts_per_round: int | None = setting(None, help="drawn without repetition; default: all prompts, shared out")
-    reference: Literal["initial", "previous"] = setting(
-        "initial", help="what the policy is held to: itself before the first step, or when the round began"
+    reference: Literal["initial", "previous"] | None = setting(
+        None, help="held to itself before its first step (initial, the default; not of sppo), or when a round began"
     )
     both_orders: bool = setting(True, help="ask a judge that compares two answers in both orders")
     eval_max_tokens: int = setting(256, help="longest answer to a prompt of --eval-data")
     on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="stop, or skip-row")
 
     def __post_init__(self) -> None:
-        check("reference", self.reference, ("initial", "previous"))
+        check("reference", self.reference, (None, "initial", "previous"))
         check("on_judge_error", self.on_judge_error, ("stop", "skip-row"))
         if self.rounds < 1:
             raise ConfigError("rounds", self.rounds, "1 or more")

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -32,7 +33,7 @@ from maypole.core.atomic import whole_file, write_atomic
 from maypole.core.errors import ConfigError, JudgeError, UserError
 from maypole.core.progress import track
 from maypole.core.seeds import derive
-from maypole.data import PROMPT, read
+from maypole.data import PROMPT, encode_prompt, read
 from maypole.engine import Engine
 from maypole.engine.updating import default_adapter
 from maypole.models.language_model import LanguageModel
@@ -97,7 +98,7 @@ def online(
                 ranks.finish(artifact)
             return artifact
     rounds = OnlineRounds(prompts, judge, method, config, artifact=out, seed=seed, eval_prompts=eval_prompts)
-    reference = config.reference if "reference" in method.objective.needs else None
+    reference = (config.reference or "initial") if "reference" in method.objective.needs else None
     told = [_Lines(rounds), *callbacks]
     fit(lm, rounds, method.objective, train, out=out, seed=seed, reference=reference, callbacks=told)
     if not out.finished:
@@ -142,6 +143,36 @@ def drawn_prompts(count: int, config: OnlineConfig, seed: int) -> list[NDArray[n
 
 def _pass(count: int, seed: int, number: int) -> NDArray[np.int64]:
     return np.random.default_rng(derive(seed, "prompts", number)).permutation(count)
+
+
+def imagined(lm: LanguageModel, prompts: Dataset, method: Method, *, seed: int) -> Dataset:
+    """Samples as a round might have them, every drawn answer of full length and no two alike: to plan with."""
+    longest = max((draw.max_tokens for draw in method.draws), default=1)
+    rng, size, k = np.random.default_rng(seed), len(lm.tokenizer), candidates(method)
+    samples = []
+    for number, row in enumerate(prompts):
+        sample: dict[str, Any] = dict(row)
+        ids = encode_prompt(sample["prompt"], lm.tokenizer)
+        room = max(min(longest, lm.max_length - len(ids)), 1)
+        answers = rng.integers(0, size, (k, room)).tolist()
+        talk = isinstance(sample["prompt"], str)
+        rates = np.linspace(0, 1, k)
+        samples.append(
+            {
+                **sample,
+                "prompt_ids": ids,
+                "completions": [str(i) if talk else [{"role": "assistant", "content": str(i)}] for i in range(k)],
+                "completion_ids": answers,
+                "finished": [False] * k,
+                "logprobs": [[0.0] * room] * k,
+                "source": ["sample"] * (k - len(method.answers)) + list(method.answers),
+                "scores": rates.tolist(),
+                "probabilities": ((rates[:, None] - rates[None, :] + 1) / 2).tolist(),
+                "version": 0,
+                "row": number,
+            }
+        )
+    return Dataset(InMemoryTable(pa.Table.from_pylist(samples, schema_of(prompts.features.arrow_schema))))
 
 
 class OnlineRounds:

@@ -5,7 +5,7 @@ Knows nothing about how answers are drawn or judged.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -28,9 +28,6 @@ class IterativeDPO:
     preference: PreferenceOptions = PreferenceOptions()
     sampling: Sampling = Sampling(n=8)
 
-    answers: ClassVar[tuple[str, ...]] = ()
-    judge: ClassVar[JudgeKind] = "reward"
-
     @property
     def objective(self) -> Objective:
         return objective_of(self.preference)
@@ -38,6 +35,14 @@ class IterativeDPO:
     @property
     def draws(self) -> tuple[Sampling, ...]:
         return (self.sampling,)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def judge(self) -> JudgeKind:
+        return "reward"
 
     def rows(self, samples: Dataset) -> Dataset:
         return rows_from(samples, best_and_worst)

@@ -46,7 +46,7 @@ class BestAndWorst:
     needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
     unit: ClassVar[Literal["tokens", "rows"]] = "rows"
     linear: ClassVar[bool] = False
-    overlong: ClassVar[Literal["split", "cut"]] = "cut"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
     columns: ClassVar[tuple[str, ...]] = ("chosen_probs", "chosen_probs_win", "chosen_probs_lose")
 
     def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
@@ -91,7 +91,7 @@ class AllAnswers:
     needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
     unit: ClassVar[Literal["tokens", "rows"]] = "rows"
     linear: ClassVar[bool] = False
-    overlong: ClassVar[Literal["split", "cut"]] = "cut"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
     columns: ClassVar[tuple[str, ...]] = ("scores",)
 
     def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
@@ -139,9 +139,6 @@ class Sppo:
     variant: Variant = "soft"
     select: Select = "max_min"
 
-    answers: ClassVar[tuple[str, ...]] = ()
-    judge: ClassVar[JudgeKind] = "preference"
-
     def __post_init__(self) -> None:
         if not self.eta > 0:
             raise ConfigError("eta", self.eta, "above 0")
@@ -157,6 +154,14 @@ class Sppo:
     @property
     def draws(self) -> tuple[Sampling, ...]:
         return (self.sampling,)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def judge(self) -> JudgeKind:
+        return "preference"
 
     def rows(self, samples: Dataset) -> Dataset:
         return rows_from(samples, _every if self.select == "all" else best_and_worst)

@@ -13,6 +13,10 @@ COMMANDS: Table = {
         "maypole.align.verbs:dpo",
         "Train a model on preferences: DPO, or another loss on chosen and rejected answers.",
     ),
+    ("align", "online"): (
+        "maypole.align.online_verbs:online",
+        "Train a model on its own answers, round by round, as a judge likes them.",
+    ),
     ("align", "reward"): (
         "maypole.align.verbs:reward",
         "Train a judge on pairs: a reward model, or a model that compares two answers.",

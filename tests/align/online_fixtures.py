@@ -21,6 +21,7 @@ from tests.train.train_fixtures import config as train_config
 from tests.train.train_fixtures import lm_with
 
 LORA = PeftOptions(r=4, lora_alpha=8)
+LEARNERS: dict[str, Any] = {"adapter": {"peft": LORA}, "all weights": {"peft": None, "learning_rate": 1e-3}}
 SAMPLING = Sampling(n=3, max_tokens=6)
 
 
@@ -59,13 +60,15 @@ def run(
     lm: LanguageModel | None = None,
     rows: Dataset | None = None,
     train: TrainConfig | None = None,
+    eval_prompts: Dataset | None = None,
     **changes: Any,
 ) -> tuple[Any, LanguageModel]:
     lm = lm or policy()
     settings = replace(OnlineConfig(rounds=3, prompts_per_round=8), **changes)
     method = method or IterativeDPO(sampling=SAMPLING)
     rows = prompts() if rows is None else rows
-    return online(lm, rows, judge, method, settings, train or training(), out=out, seed=5), lm
+    train = train or training()
+    return online(lm, rows, judge, method, settings, train, out=out, seed=5, eval_prompts=eval_prompts), lm
 
 
 def samples_of(out: Path, round: int) -> list[dict[str, Any]]:

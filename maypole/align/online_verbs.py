@@ -1,0 +1,202 @@
+"""The command that trains a model on its own judged answers. Loads torch only when it runs."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from maypole.align.config import OnlineConfig
+from maypole.align.preference_options import PreferenceOptions
+from maypole.core.artifact import Artifact
+from maypole.core.config import DryRun, ModelOptions, RunOptions, check, pass_on, required, setting
+from maypole.core.errors import ConfigError, UserError
+from maypole.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from maypole.align.judging import Judge
+    from maypole.align.method import Method
+    from maypole.models.language_model import LanguageModel
+
+METHODS = ("dpo", "sppo")
+PREVIEWED = 1000
+"""Prompts that ``--dry-run`` looks at."""
+
+_SPPO = ("eta", "variant", "select")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineOptions(PreferenceOptions, OnlineConfig, RunOptions, ModelOptions):
+    """Whose answers are judged by whom, and what is learnt from that."""
+
+    model: str = setting(input=True, help="model directory or hub id")
+    data: tuple[str, ...] = setting(input=True, help="files, folders or hub ids with prompts")
+    judge: tuple[str, ...] = setting(input=True, help="file.py:function or a judge's directory, once or several times")
+    out: Path = setting(key=False, help="directory of the result")
+    method: str = setting("dpo", help="dpo: the best answer against the worst; sppo: rates of winning as targets")
+    judge_weights: tuple[float, ...] = setting((), help="one weight per judge")
+    columns: tuple[str, ...] = setting((), help="what columns are called in the data: prompt=question")
+    eval_data: tuple[str, ...] = setting((), input=True, help="prompts to measure on after every round")
+    n: int | None = setting(None, help="answers to a prompt; default 8, of sppo 5")
+    max_tokens: int = setting(256, help="longest answer")
+    temperature: float = setting(1.0, help="of the draws; 1 is the policy itself")
+    top_p: float = setting(1.0, help="keep the most likely tokens that hold this much probability")
+    eta: float | None = setting(None, help="sppo: nats from always losing to always winning; default 1000")
+    variant: str | None = setting(None, help="sppo: soft (default), single or hard targets")
+    select: str | None = setting(None, help="sppo: max_min (default), or all answers")
+    chat_template: Path | None = setting(None, input=True, help="Jinja file, for a tokenizer without one")
+    train: TrainConfig = setting(factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        check("method", self.method, METHODS)
+        strange = _SPPO if self.method == "dpo" else tuple(f.name for f in fields(PreferenceOptions))
+        for name in strange:
+            default = next(f.default for f in fields(self) if f.name == name)
+            if getattr(self, name) != default:
+                raise ConfigError(name, getattr(self, name), f"nothing with --method {self.method}")
+        if self.method == "dpo" and self.loss == "kto":
+            raise ConfigError("loss", self.loss, "a loss on pairs")
+        check("variant", self.variant, (None, "soft", "single", "hard"))
+        check("select", self.select, (None, "max_min", "all"))
+        if self.judge_weights and len(self.judge_weights) != len(self.judge):
+            raise ConfigError("judge_weights", self.judge_weights, f"one per judge, here {len(self.judge)}")
+        if self.n is not None and self.n < 2:
+            raise ConfigError("n", self.n, "2 or more: one answer has nothing to be compared with")
+        for pair in self.columns:
+            if not all(pair.partition("=")):
+                raise ConfigError("columns", pair, "NAME=COLUMN, such as prompt=question")
+        rates = self.train.round_learning_rates
+        if rates and len(rates) != self.rounds:
+            raise ConfigError("train.round_learning_rates", rates, f"one for each round, here {self.rounds}")
+        if self.reference is None:
+            held_to: Literal["initial", "previous"] = "previous" if self.method == "sppo" else "initial"
+            object.__setattr__(self, "reference", held_to)
+        pass_on(OnlineOptions, self)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Our name of a column -> the data's."""
+        return {name: column for name, _, column in (pair.partition("=") for pair in self.columns)}
+
+
+def online(config: OnlineOptions) -> Artifact | DryRun:
+    """Train a model on its own answers, round by round, as a judge likes them.
+
+    Rows have a prompt, text or messages; the judge is called with their other columns. Every round the model as it is
+    answers new prompts, and learns from the best and the worst answers. Samples, scores and training rows are kept in
+    rounds/, what was measured in rounds.json; the same command continues an interrupted run.
+
+        maypole align online --model base --data prompts.jsonl --judge judge.py:score --rounds 5 --out better
+        maypole align online --method sppo --model base --data prompts.jsonl --judge judge.py:prefers --out better
+    """
+    from maypole.train.ranks import join
+
+    required(config, "data", "judge")
+
+    def begin() -> Artifact:
+        return Artifact.open(
+            config.out, kind="online", config=config, inputs=_inputs(config), seed=config.seed, force=config.force
+        )
+
+    ranks = join()
+    with ranks.together():
+        if config.dry_run:
+            return _plan(config)
+        method, judge = _method(config), _judge(config)
+        with ranks.open(begin) as artifact:
+            if artifact.finished:
+                return artifact
+            from maypole.align.online import online as loop
+            from maypole.train.result import save_result
+
+            prompts = ranks.in_turn(lambda: _prompts(config, config.data))
+            measured = ranks.in_turn(lambda: _prompts(config, config.eval_data)) if config.eval_data else None
+            lm = _load(config)
+            loop(
+                lm, prompts, judge, method, config, config.train, out=artifact, seed=config.seed, eval_prompts=measured
+            )
+            ranks.lead(lambda: save_result(lm, artifact, artifact.manifest["metrics"]))
+            return ranks.finish(artifact)
+
+
+def _inputs(config: OnlineOptions) -> dict[str, object]:
+    """What hub ids name now: branches move on, a result stays what it was."""
+    from maypole.data import sources
+    from maypole.models import hub
+
+    return hub.commits(config) | sources.commits(config)
+
+
+def _method(config: OnlineOptions) -> "Method":
+    from maypole.engine.request import Sampling
+
+    n = config.n or (5 if config.method == "sppo" else 8)
+    sampling = Sampling(n=n, max_tokens=config.max_tokens, temperature=config.temperature, top_p=config.top_p)
+    if config.method == "sppo":
+        from maypole.align.sppo import Sppo
+
+        given = {name: getattr(config, name) for name in _SPPO if getattr(config, name) is not None}
+        return Sppo(sampling=sampling, **given)
+    from maypole.align.rlhf_workflow import IterativeDPO
+
+    preference = PreferenceOptions(**{f.name: getattr(config, f.name) for f in fields(PreferenceOptions)})
+    return IterativeDPO(preference=preference, sampling=sampling)
+
+
+def _judge(config: OnlineOptions) -> "Judge":
+    from maypole.evaluate import judges
+
+    return judges.load_all(config.judge, config.judge_weights or None)
+
+
+def _prompts(config: OnlineOptions, sources: tuple[str, ...]) -> "Dataset":
+    from maypole.data import PROMPT, read
+
+    return read(sources, PROMPT, columns=config.names)
+
+
+def _load(config: OnlineOptions) -> "LanguageModel":
+    from maypole.models.loading import load
+
+    lm = load(
+        config.model,
+        adapter=config.adapter,
+        device=config.device,
+        dtype=config.dtype,
+        quantization=config.quantization,  # pyright: ignore[reportArgumentType]
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if config.chat_template is not None:
+        try:
+            lm.tokenizer.chat_template = config.chat_template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            what = f"cannot be read: {error}"
+            raise UserError(what, str(config.chat_template), "a Jinja template in UTF-8") from error
+    return lm
+
+
+def _plan(config: OnlineOptions) -> DryRun:
+    """What training would take with answers of the full length; what sampling and judging take is not known before."""
+    found = Artifact.find(
+        config.out, kind="online", config=config, inputs=_inputs(config), seed=config.seed, force=config.force
+    )
+    if found is not None and found.finished:
+        return DryRun(steps=0, reuses=(str(found.path),))
+    from maypole.align.online import drawn_prompts, imagined
+    from maypole.train.dry_run import dry_run
+
+    method = _method(config)
+    _judge(config)
+    prompts = _prompts(config, config.data)
+    for source in config.eval_data:
+        _prompts(config, (source,))
+    lm = _load(config)
+    drawn = drawn_prompts(len(prompts), config, config.seed)
+    rows = method.rows(imagined(lm, prompts.select(drawn[0][:PREVIEWED].tolist()), method, seed=config.seed))
+    plan = dry_run(lm, rows, len(drawn[0]), method.objective, config.train, seed=config.seed)
+    if config.train.max_steps < 0:
+        plan = replace(plan, steps=(plan.steps or 0) * config.rounds, minutes=(plan.minutes or 0.0) * config.rounds)
+    files = ("rounds.json", *(f"rounds/{n:03}/{name}.parquet" for n in range(1) for name in ("samples", "rows")))
+    reuses = () if found is None else (str(found.path),)
+    return replace(plan, rows_kept=len(prompts), files=(*plan.files, *files), reuses=reuses)

@@ -1,0 +1,104 @@
+"""`maypole align online`, from the words on the command line to the directory it leaves."""
+
+import inspect
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from maypole.align.online_verbs import online
+from maypole.cli.main import run
+from maypole.core.artifact import Artifact
+from maypole.core.progress import set_quiet
+from maypole.models import load, save
+from tests.engine.engine_fixtures import lm_of
+
+TRAIN = "--train.examples-per-step 4 --train.learning-rate 1e-2 --train.precision fp32 --max-tokens 5 --n 3 --rounds 2"
+JUDGE = '''
+def score(prompts, completions, **columns):
+    return [-float(sum(c.encode())) / (1 + len(c)) for c in completions]
+
+def prefers(prompts, a, b, **columns):
+    return [0.5 if x == y else float(x < y) for x, y in zip(a, b)]
+'''
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "base"
+    save(lm_of("llama"), folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+    Path("base").symlink_to(model)
+    Path("judge.py").write_text(JUDGE)
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"number {i}"}) + "\n" for i in range(8)))
+    yield
+    set_quiet(False)
+
+
+@pytest.fixture
+def maypole(capsys):
+    def maypole(line: str) -> tuple[int, str, str]:
+        code = run(["align", "online", "--quiet", *shlex.split(line)])
+        return code, *capsys.readouterr()
+
+    return maypole
+
+
+def test_both_examples_of_the_help_work(maypole):
+    lines = [line.strip() for line in (inspect.getdoc(online) or "").splitlines()]
+    examples = [line.removeprefix("maypole align online ") for line in lines if line.startswith("maypole align online")]
+    assert len(examples) == 2
+    for example in examples:
+        code, out, err = maypole(f"{example} --json --dry-run")
+        assert code == 0, err
+        plan = json.loads(out)
+        assert plan["rows_kept"] == 8
+        assert plan["steps"] == (5 if "--rounds 5" in example else 3)
+        assert "rounds.json" in plan["files"]
+    assert not Path("better").exists()
+    assert not Path("better.part").exists()
+
+
+@pytest.mark.parametrize("method", ["dpo --judge judge.py:score", "sppo --judge judge.py:prefers --eta 8"])
+def test_the_result_loads_and_the_same_command_finds_it(maypole, method: str):
+    line = f"--method {method} --model base --data prompts.jsonl --eval-data prompts.jsonl --eval-max-tokens 4 {TRAIN}"
+    code, _, err = maypole(f"{line} --out better")
+    assert code == 0, err
+    artifact = Artifact.load("better")
+    assert artifact.manifest["metrics"]["eval_kl"] > 0
+    assert artifact.manifest["config"]["reference"] == ("previous" if "sppo" in method else "initial")
+    table = json.loads(Path("better", "rounds.json").read_text())
+    assert [line["round"] for line in table] == [0, 1]
+    load("better")
+    before = Path("better", "model.safetensors").stat().st_mtime_ns
+    assert maypole(f"{line} --out better")[0] == 0
+    assert Path("better", "model.safetensors").stat().st_mtime_ns == before
+    assert json.loads(maypole(f"{line} --out better --json --dry-run")[1])["reuses"] == ["better"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--judge judge.py:score --n 1", "--n"),
+        ("--judge judge.py:score --eta 5", "nothing with --method dpo"),
+        ("--judge judge.py:score --loss kto", "a loss on pairs"),
+        ("--judge judge.py:prefers --method sppo --beta 0.1", "nothing with --method sppo"),
+        ("--judge judge.py:nobody", "no function 'nobody'"),
+        ("--judge judge.py:score --prompts-per-round 9", "at most 8, the number of prompts"),
+        ("--judge judge.py:score --train.optimizer fresh --train.round-learning-rates 1e-3", "one for each round"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_sampled(maypole, words: str, says: str):
+    code, _, err = maypole(f"--model base --data prompts.jsonl --out better {words}")
+    assert code == 2
+    assert says in err
+    assert not Path("better.part").exists()
