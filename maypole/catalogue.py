@@ -89,8 +89,7 @@ SYSTEMS: tuple[System, ...] = (
     _system(
         "sppo", "SPPO: self-play preference optimisation", "2405.00675",
         "align", "Sppo", "align online --method sppo",
-        "prompts and a judge of pairs, no answers: improve by self-play",
-        partly="in Python",
+        "prompts and a judge of pairs, no answers: improve by self-play", built=True,
     ),
     _system(
         "selm", "SELM: self-exploring language models", "2405.19332",
