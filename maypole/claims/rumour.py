@@ -134,7 +134,7 @@ class Exam:
 
     def __init__(self, village: Village, judge: Judge, lm: LanguageModel, questions: int) -> None:
         self.village, self.judge, self.lm, self.questions = village, judge, lm, questions
-        values = [[village.tokenizer.convert_tokens_to_ids(value)] for value in village.values]
+        values: list[Any] = [[village.tokenizer.convert_tokens_to_ids(value)] for value in village.values]
         self._asked = [ScoreRequest(prompt, values) for prompt in village.prompts]
         self._before = self.probabilities()
         self._judged = 0
