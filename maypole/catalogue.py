@@ -94,7 +94,7 @@ SYSTEMS: tuple[System, ...] = (
     _system(
         "selm", "SELM: self-exploring language models", "2405.19332",
         "align", "Selm", "align online --method selm",
-        "online training goes round in circles: explore beyond what the model says already",
+        "online training goes round in circles: explore beyond what the model says already", built=True,
     ),
     _system(
         "rlhf-workflow", "RLHF Workflow: online iterative DPO", "2405.07863",

@@ -37,6 +37,8 @@ def furnish(folder: Path) -> None:
     write_rows(folder / "questions.jsonl", questions)
     write_rows(folder / "notes.jsonl", texts)
     write_rows(folder / "prompts.jsonl", [{"prompt": row["question"]} for row in questions])
+    pairs = [{"prompt": f"Who keeps {thing}? ", "chosen": name, "rejected": "Nobody"} for name, thing in facts]
+    write_rows(folder / "pairs.jsonl", pairs)
     (folder / "judge.py").write_text(JUDGE)
     (folder / "keys.txt").write_text("a-key\n")
     (folder / "adapters" / "fr").mkdir(parents=True)

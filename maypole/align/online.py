@@ -30,7 +30,7 @@ from maypole.align.measuring import Evaluation, measured
 from maypole.align.method import Method, candidates
 from maypole.core.artifact import Artifact
 from maypole.core.atomic import whole_file, write_atomic
-from maypole.core.errors import ConfigError, JudgeError, UserError
+from maypole.core.errors import ConfigError, DataError, JudgeError, UserError
 from maypole.core.progress import track
 from maypole.core.seeds import derive
 from maypole.data import PROMPT, encode_prompt, read
@@ -81,6 +81,10 @@ def online(
     drawn_prompts(len(prompts), config, seed)  # whether there are enough of them
     if candidates(method) < 2:
         raise UserError("one candidate for each prompt leaves nothing to compare", "n", "2 or more")
+    for name in method.answers:
+        if name not in prompts.column_names:
+            what = f"the column is missing; found {', '.join(prompts.column_names)}"
+            raise DataError(what, field=name, expected="an answer to stand beside the policy's")
     if not isinstance(out, Artifact):
         parts = {"online": config, "train": train}
         inputs: dict[str, object] = {"model": lm, "prompts": prompts, "judge": judge, "method": method}

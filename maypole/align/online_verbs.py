@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from maypole.align.config import OnlineConfig
-from maypole.align.preference_options import PreferenceOptions
+from maypole.align.preference_options import WITHOUT_REFERENCE, PreferenceOptions
+from maypole.align.selm_options import SelmOptions
 from maypole.core.artifact import Artifact
 from maypole.core.config import DryRun, ModelOptions, RunOptions, check, pass_on, required, setting
 from maypole.core.errors import ConfigError, UserError
@@ -13,16 +14,21 @@ from maypole.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import TrainerCallback
 
     from maypole.align.judging import Judge
     from maypole.align.method import Method
     from maypole.models.language_model import LanguageModel
 
-METHODS = ("dpo", "sppo")
+METHODS = ("dpo", "selm", "sppo")
 PREVIEWED = 1000
 """Prompts that ``--dry-run`` looks at."""
 
+_PAIRS = tuple(f.name for f in fields(PreferenceOptions))
+_SELM = ("alpha", "optimism_sample", "answers", "floor")
 _SPPO = ("eta", "variant", "select")
+_OWN = {"dpo": _PAIRS, "selm": (*_PAIRS, *_SELM), "sppo": _SPPO}
+"""Method -> the settings that only some methods have and it has too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +39,22 @@ class OnlineOptions(PreferenceOptions, OnlineConfig, RunOptions, ModelOptions):
     data: tuple[str, ...] = setting(input=True, help="files, folders or hub ids with prompts")
     judge: tuple[str, ...] = setting(input=True, help="file.py:function or a judge's directory, once or several times")
     out: Path = setting(key=False, help="directory of the result")
-    method: str = setting("dpo", help="dpo: the best answer against the worst; sppo: rates of winning as targets")
+    method: str = setting("dpo", help="dpo: best answer against worst; selm: the same, exploring; sppo: win rates")
     judge_weights: tuple[float, ...] = setting((), help="one weight per judge")
     columns: tuple[str, ...] = setting((), help="what columns are called in the data: prompt=question")
     eval_data: tuple[str, ...] = setting((), input=True, help="prompts to measure on after every round")
-    n: int | None = setting(None, help="answers to a prompt; default 8, of sppo 5")
+    n: int | None = setting(None, help="answers to a prompt; default 8, of sppo 5, of selm 1 beside the data's")
     max_tokens: int = setting(256, help="longest answer")
     temperature: float = setting(1.0, help="of the draws; 1 is the policy itself")
     top_p: float = setting(1.0, help="keep the most likely tokens that hold this much probability")
+    alpha: float | None = setting(None, help="selm: how much the unknown attracts, as a share of beta; default 1e-3")
+    optimism_sample: Literal["greedy", "sample"] | None = setting(
+        None, help="selm: leave the greedy answer (default), or one that was drawn"
+    )
+    answers: tuple[str, ...] | None = setting(
+        None, help="selm: columns with answers to judge too; default chosen and rejected, with --n none"
+    )
+    floor: float | None = setting(None, help="selm: stop pushing an answer so many nats less likely, such as -20")
     eta: float | None = setting(None, help="sppo: nats from always losing to always winning; default 1000")
     variant: str | None = setting(None, help="sppo: soft (default), single or hard targets")
     select: str | None = setting(None, help="sppo: max_min (default), or all answers")
@@ -49,19 +63,22 @@ class OnlineOptions(PreferenceOptions, OnlineConfig, RunOptions, ModelOptions):
 
     def __post_init__(self) -> None:
         check("method", self.method, METHODS)
-        strange = _SPPO if self.method == "dpo" else tuple(f.name for f in fields(PreferenceOptions))
-        for name in strange:
+        every = {name for own in _OWN.values() for name in own}
+        for name in sorted(every - {*_OWN[self.method]}):
             default = next(f.default for f in fields(self) if f.name == name)
             if getattr(self, name) != default:
                 raise ConfigError(name, getattr(self, name), f"nothing with --method {self.method}")
-        if self.method == "dpo" and self.loss == "kto":
+        if self.method != "sppo" and self.loss == "kto":
             raise ConfigError("loss", self.loss, "a loss on pairs")
+        if self.method == "selm" and self.loss in WITHOUT_REFERENCE:
+            raise ConfigError("loss", self.loss, "a loss that holds to a reference")
         check("variant", self.variant, (None, "soft", "single", "hard"))
         check("select", self.select, (None, "max_min", "all"))
         if self.judge_weights and len(self.judge_weights) != len(self.judge):
             raise ConfigError("judge_weights", self.judge_weights, f"one per judge, here {len(self.judge)}")
-        if self.n is not None and self.n < 2:
-            raise ConfigError("n", self.n, "2 or more: one answer has nothing to be compared with")
+        least = 2 - bool(self.method == "selm" and self.answers)
+        if self.n is not None and self.n < least:
+            raise ConfigError("n", self.n, f"{least} or more: one answer has nothing to be compared with")
         for pair in self.columns:
             if not all(pair.partition("=")):
                 raise ConfigError("columns", pair, "NAME=COLUMN, such as prompt=question")
@@ -69,9 +86,19 @@ class OnlineOptions(PreferenceOptions, OnlineConfig, RunOptions, ModelOptions):
         if rates and len(rates) != self.rounds:
             raise ConfigError("train.round_learning_rates", rates, f"one for each round, here {self.rounds}")
         if self.reference is None:
-            held_to: Literal["initial", "previous"] = "previous" if self.method == "sppo" else "initial"
+            held_to: Literal["initial", "previous"] = "initial" if self.method == "dpo" else "previous"
             object.__setattr__(self, "reference", held_to)
+        if self.method == "selm":
+            _ = self.selm  # whose settings are checked where they stand
         pass_on(OnlineOptions, self)
+
+    @property
+    def selm(self) -> SelmOptions:
+        """The optimism of selm, and its candidates."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in _SELM if getattr(self, name) is not None}
+        if self.n is not None:
+            given = {"answers": (), **given, "samples": self.n - 1}
+        return SelmOptions(**given)
 
     @property
     def names(self) -> dict[str, str]:
@@ -87,6 +114,7 @@ def online(config: OnlineOptions) -> Artifact | DryRun:
     rounds/, what was measured in rounds.json; the same command continues an interrupted run.
 
         maypole align online --model base --data prompts.jsonl --judge judge.py:score --rounds 5 --out better
+        maypole align online --method selm --model base --data pairs.jsonl --judge judge.py:score --out better
         maypole align online --method sppo --model base --data prompts.jsonl --judge judge.py:prefers --out better
     """
     from maypole.train.ranks import join
@@ -113,8 +141,9 @@ def online(config: OnlineOptions) -> Artifact | DryRun:
             measured = ranks.in_turn(lambda: _prompts(config, config.eval_data)) if config.eval_data else None
             lm = _load(config)
             loop(
-                lm, prompts, judge, method, config, config.train, out=artifact, seed=config.seed, eval_prompts=measured
-            )
+                lm, prompts, judge, method, config, config.train, out=artifact, seed=config.seed,
+                eval_prompts=measured, callbacks=_watching(config),
+            )  # fmt: skip
             ranks.lead(lambda: save_result(lm, artifact, artifact.manifest["metrics"]))
             return ranks.finish(artifact)
 
@@ -137,10 +166,23 @@ def _method(config: OnlineOptions) -> "Method":
 
         given = {name: getattr(config, name) for name in _SPPO if getattr(config, name) is not None}
         return Sppo(sampling=sampling, **given)
+    preference = PreferenceOptions(**{name: getattr(config, name) for name in _PAIRS})
+    if config.method == "selm":
+        from maypole.align.selm import BETA, Selm
+
+        preference = preference if config.beta is not None else replace(preference, beta=BETA)
+        return Selm(config.selm, preference, replace(sampling, n=1))
     from maypole.align.rlhf_workflow import IterativeDPO
 
-    preference = PreferenceOptions(**{f.name: getattr(config, f.name) for f in fields(PreferenceOptions)})
     return IterativeDPO(preference=preference, sampling=sampling)
+
+
+def _watching(config: OnlineOptions) -> "tuple[TrainerCallback, ...]":
+    if config.method != "selm":
+        return ()
+    from maypole.align.selm import DeltaWatch
+
+    return (DeltaWatch(),)
 
 
 def _judge(config: OnlineOptions) -> "Judge":

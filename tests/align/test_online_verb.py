@@ -40,6 +40,8 @@ def _here(tmp_path, model, monkeypatch):
     Path("base").symlink_to(model)
     Path("judge.py").write_text(JUDGE)
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"number {i}"}) + "\n" for i in range(8)))
+    pairs = [{"prompt": f"number {i}", "chosen": " one", "rejected": " two"} for i in range(8)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     yield
     set_quiet(False)
 
@@ -56,7 +58,7 @@ def maypole(capsys):
 def test_both_examples_of_the_help_work(maypole):
     lines = [line.strip() for line in (inspect.getdoc(online) or "").splitlines()]
     examples = [line.removeprefix("maypole align online ") for line in lines if line.startswith("maypole align online")]
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         code, out, err = maypole(f"{example} --json --dry-run")
         assert code == 0, err
@@ -68,14 +70,17 @@ def test_both_examples_of_the_help_work(maypole):
     assert not Path("better.part").exists()
 
 
-@pytest.mark.parametrize("method", ["dpo --judge judge.py:score", "sppo --judge judge.py:prefers --eta 8"])
+@pytest.mark.parametrize(
+    "method",
+    ["dpo --judge judge.py:score", "sppo --judge judge.py:prefers --eta 8", "selm --judge judge.py:score --alpha 0.1"],
+)
 def test_the_result_loads_and_the_same_command_finds_it(maypole, method: str):
     line = f"--method {method} --model base --data prompts.jsonl --eval-data prompts.jsonl --eval-max-tokens 4 {TRAIN}"
     code, _, err = maypole(f"{line} --out better")
     assert code == 0, err
     artifact = Artifact.load("better")
     assert artifact.manifest["metrics"]["eval_kl"] > 0
-    assert artifact.manifest["config"]["reference"] == ("previous" if "sppo" in method else "initial")
+    assert artifact.manifest["config"]["reference"] == ("initial" if method.startswith("dpo") else "previous")
     table = json.loads(Path("better", "rounds.json").read_text())
     assert [line["round"] for line in table] == [0, 1]
     load("better")
@@ -90,6 +95,10 @@ def test_the_result_loads_and_the_same_command_finds_it(maypole, method: str):
     [
         ("--judge judge.py:score --n 1", "--n"),
         ("--judge judge.py:score --eta 5", "nothing with --method dpo"),
+        ("--judge judge.py:score --alpha 0.1", "nothing with --method dpo"),
+        ("--judge judge.py:score --method selm --alpha 0.5 --n 2", "below 0.5"),
+        ("--judge judge.py:score --method selm --loss simpo --n 2", "holds to a reference"),
+        ("--judge judge.py:score --method selm", "chosen"),
         ("--judge judge.py:score --loss kto", "a loss on pairs"),
         ("--judge judge.py:prefers --method sppo --beta 0.1", "nothing with --method sppo"),
         ("--judge judge.py:nobody", "no function 'nobody'"),
