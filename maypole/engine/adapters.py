@@ -6,7 +6,7 @@ finite, is refused before any of it is kept: in a batch with others a NaN would 
 
 import importlib.metadata
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -129,9 +129,9 @@ def from_tensors(
     grouped, heads = _grouped(tensors, into, where)
     shapes = {m: {p: tuple(t.shape) for p, t in parts.items()} for m, parts in grouped.items()}
     check_layers(shapes, config, into, where)
-    for full, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{full!r} holds numbers that are not finite", where, "weights without NaN and infinity")
+    if not _finite(tensors.values()):
+        full = next(name for name, tensor in tensors.items() if not _finite([tensor]))
+        raise UserError(f"{full!r} holds numbers that are not finite", where, "weights without NaN and infinity")
     make = _lora if kind_of(config) == "lora" else _other(config, where)
     at = next(into.parameters()).device if device is None else device
     copied = _together([t.detach() for parts in grouped.values() for t in parts.values()] + [*heads.values()], at)
@@ -139,6 +139,14 @@ def from_tensors(
     layers = {m: make(m, {p: next(every) for p in parts}, config) for m, parts in grouped.items()}
     kept = {full: next(every) for full in heads}
     return Adapter(name, config, layers, kept, object() if key is None else key)
+
+
+def _finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """In few operations: each lets a step that runs beside go first."""
+    by_type: dict[torch.dtype, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor.detach().flatten())
+    return all(bool(torch.isfinite(torch.cat(alike)).all()) for alike in by_type.values())
 
 
 def check_config(config: Any, where: str) -> None:
@@ -159,10 +167,10 @@ def check_config(config: Any, where: str) -> None:
 
 def check_layers(shapes: Mapping[str, Mapping[str, tuple[int, ...]]], config: Any, into: Any, where: str) -> None:
     """UserError unless the parts of every module fit it; `shapes` maps modules of `into` to parts to shapes."""
-    modules = dict(into.named_modules())
+    modules, head = dict(into.named_modules()), into.get_output_embeddings()
     ends = [
         f"{name}.{part}" for name in shapes for part in sorted(shapes[name])
-        if isinstance(modules[name], nn.Embedding) or modules[name] is into.get_output_embeddings()
+        if isinstance(modules[name], nn.Embedding) or modules[name] is head
     ]  # fmt: skip
     if ends:
         what = f"the adapter changes embeddings or head: {', '.join(ends)}"
