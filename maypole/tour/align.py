@@ -40,8 +40,10 @@ FORM, ROUNDS = "form", "rounds"
 FILE, JUDGES = "aligned.json", "judges.py"
 DRAWN, MEASURED = "drawn.jsonl", "measured.jsonl"
 """Prompt rows of the rounds, and of what is measured."""
-FORM_RATE, ROUNDS_RATE = 1 / 2, 1 / 6
-"""Of the rate at which instructions are learnt: of twice that the rounds win less and move the model further."""
+FORM_RATE, ROUNDS_RATE, KNOWN_RATE = 1 / 2, 1 / 6, 1 / 12
+"""Of the rate at which instructions are learnt: of the form, of the rounds, and of rounds on people whom the model has
+read of. At twice the last these win a little more and it forgets the pages about them; at half the first it learns
+less of the form, and the rounds make it forget more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def _form(artifact: Artifact, base: Base, lm: LanguageModel, corpus: Corpus, pla
 def _rounds(
     artifact: Artifact, base: Base, lm: LanguageModel, about: Preferences, plan: AlignPlan, seed: int
 ) -> Artifact:
-    rate = _rate(lm, base, plan, ROUNDS_RATE)
+    rate = _rate(lm, base, plan, KNOWN_RATE if plan.form_rows and base.own else ROUNDS_RATE)
     train = training_config(rate, plan.rounds * plan.round_steps, plan.examples_per_step, length_of(lm), None)
     config = OnlineConfig(
         rounds=plan.rounds, prompts_per_round=len(about.drawn), eval_max_tokens=about.method.sampling.max_tokens

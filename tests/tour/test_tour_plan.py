@@ -32,7 +32,7 @@ def test_six_minutes_on_an_idle_machine_are_mostly_learning_and_leave_a_fifth():
     assert curated.trial_steps >= 20
     assert (served.parts, served.repeats) == (8, 5)
     assert served.seconds <= 13
-    assert (aligned.prompts, aligned.samples, aligned.form_rows, aligned.measured) == (100, 4, 314, 50)
+    assert (aligned.prompts, aligned.samples, aligned.form_rows, aligned.measured) == (128, 4, 600, 64)
     assert aligned.seconds <= 41
     others = evaluated.seconds + curated.seconds + aligned.seconds + served.seconds
     assert 170 < adapted.seconds <= seconds - others + 1
