@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from maypole.core.errors import DataError, UserError
+from maypole.core.errors import ConfigError, DataError, UserError
 from maypole.core.seeds import derive
 from maypole.models.peft_options import PeftOptions
 from maypole.train import fit
@@ -100,6 +100,59 @@ def test_a_fresh_optimiser_forgets_its_moments_at_the_boundary(tmp_path):
     assert [seen[i] for i in range(9)] == [[], [1], [2]] * 3
     run(tmp_path / "continue", Made(tmp_path / "b"), Look(0, kill), optimizer="continue")
     assert [seen[i] for i in range(9)] == [[], *([i] for i in range(1, 9))]
+
+
+def test_every_round_has_its_own_rate_and_the_schedule_begins_anew(tmp_path):
+    rates = (1e-3, 5e-4, 2e-3)
+    given = {"optimizer": "fresh", "round_learning_rates": rates, "warmup_ratio": 1 / 3}
+    (tmp_path / "whole").mkdir()
+    run(tmp_path / "whole" / "run", Made(tmp_path / "a"), **given)
+    learning = [line["learning_rate"] for line in lines_of(tmp_path / "whole" / "run")]
+    # Three steps a round: one to warm up, then the whole rate, then half of it.
+    assert learning == pytest.approx([rate * share for rate in rates for share in (0, 1, 0.5)])
+    for step in (3, 5):  # the boundary of two rounds, and the middle of one
+        dies = At(step, kill)
+        assert in_a_child(lambda d=dies: run(tmp_path / "run", Made(tmp_path / "b"), d, **given)) == -signal.SIGKILL
+    run(tmp_path / "run", Made(tmp_path / "b"), **given)
+    assert_same(tmp_path / "run", tmp_path / "whole" / "run")
+
+
+def test_one_rate_begins_anew_with_a_fresh_optimiser(tmp_path):
+    run(tmp_path / "run", Made(tmp_path / "diary"), optimizer="fresh")
+    learning = [line["learning_rate"] for line in lines_of(tmp_path / "run")]
+    assert learning == pytest.approx([1e-3 * share for share in (1, 2 / 3, 1 / 3)] * ROUNDS)
+
+
+def test_rates_that_do_not_fit_the_rounds_are_an_error_before_rows_are_made(tmp_path):
+    with pytest.raises(ConfigError, match=r"--round-learning-rates: [\s\S]*one for each round, here 3"):
+        run(tmp_path / "run", Made(tmp_path / "diary"), optimizer="fresh", round_learning_rates=(1e-3, 1e-4))
+    with pytest.raises(ConfigError, match="or optimizer fresh, with a schedule for each"):
+        config(round_learning_rates=(1e-3,) * ROUNDS)
+    with pytest.raises(ConfigError, match="above 0"):
+        config(round_learning_rates=(1e-3, 0.0, 1e-3), optimizer="fresh")
+    assert not (tmp_path / "diary").exists()
+
+
+def test_rmsprop_takes_torchs_step_and_goes_on_after_a_kill(tmp_path):
+    given = {"optim": "rmsprop", "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 0.0}
+    (tmp_path / "whole").mkdir()
+    moved: list[float] = []
+    first = weights_of(lm_with(model_of("gpt2", resid_pdrop=0.1)))
+
+    class Look(At):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                now = kwargs["model"].state_dict()
+                moved.extend(float((now[name] - before).abs().max()) for name, before in first.items())
+
+    run(tmp_path / "whole" / "run", Made(tmp_path / "a"), Look(0, kill), **given)
+    # Its mean square is begun at 0 with a hundredth of g²: the first step is lr g / (|g| / 10), ten rates.
+    assert max(moved) == pytest.approx(1e-2, rel=1e-3)
+    for step in (3, 5):
+        dies = At(step, kill)
+        assert in_a_child(lambda d=dies: run(tmp_path / "run", Made(tmp_path / "b"), d, **given)) == -signal.SIGKILL
+    run(tmp_path / "run", Made(tmp_path / "b"), **given)
+    assert_same(tmp_path / "run", tmp_path / "whole" / "run")
 
 
 def test_max_steps_are_shared_out_among_the_rounds(tmp_path):
