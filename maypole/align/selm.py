@@ -61,7 +61,7 @@ class OptimisticPairs:
     needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
     unit: ClassVar[Literal["tokens", "rows"]] = "rows"
     linear: ClassVar[bool] = False
-    overlong: ClassVar[Literal["split", "cut"]] = "cut"
+    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
     columns: ClassVar[tuple[str, ...]] = ()
 
     def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
