@@ -53,9 +53,7 @@ BROKEN: dict[str, tuple[Fault, str]] = {
     "malformed JSON": (lambda scores, at: json.loads('{"score": '), "the judge raised JSONDecodeError"),
     "text that is no number": (answers("8 of 10"), "the judge answered '8 of 10'"),
     "NaN": (answers(math.nan), "the judge answered 'nan'"),
-    "infinity": (answers(math.inf), "the judge answered 'inf'"),
     "too few": (too_few, "the judge returned 0 answers"),
-    "too many": (lambda scores, at: [*scores, 1.0], "the judge returned 2 answers"),
 }
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -172,10 +172,10 @@ def test_any_pair_loss_with_a_reference_can_stand_beside_the_term():
     with torch.no_grad():
         for one in given:
             chosen, rejected, response = sums_of(lm, one)
-            references = sums_of(frozen, one)
+            ref_chosen, ref_rejected, ref_response = sums_of(frozen, one)
             lengths = (len(one["chosen_ids"]), len(one["rejected_ids"]))
-            pair = losses.ipo(chosen, rejected, *references[:2], *lengths, beta=BETA)
-            written += float(pair + 0.2 * BETA * (response - references[2]))
+            pair = losses.ipo(chosen, rejected, ref_chosen, ref_rejected, *lengths, beta=BETA)
+            written += float(pair + 0.2 * BETA * (response - ref_response))
     assert loss == pytest.approx(written, rel=1e-5)
     with pytest.raises(ConfigError, match="loss"):
         Selm(preference=PreferenceOptions(loss="simpo"))
@@ -265,10 +265,10 @@ def test_what_became_of_the_own_answers_is_counted():
 def test_with_an_adapter_the_reference_is_the_policy_of_the_rounds_beginning_not_the_base(tmp_path):
     """`disable adapter` would be the policy before the first round for ever."""
     method = Selm(SelmOptions(samples=2, answers=(), alpha=0.1), DPO, Sampling(max_tokens=6))
-    lm = policy()
+    lm, judge = policy(), cast(Any, low_bytes)
     with Artifact.open(tmp_path / "run", kind="test") as artifact:
         settings = OnlineConfig(rounds=2, prompts_per_round=8, reference="previous")
-        online(lm, prompts(), low_bytes, method, settings, training(), out=artifact, seed=5)
+        online(lm, prompts(), judge, method, settings, training(), out=artifact, seed=5)
         stored = {n: np.fromfile(artifact.checkpoints / f"reference-round-{n:03}.f32", np.float32) for n in (0, 1)}
         kept = [artifact.path / "rounds" / f"{n:03}" / "reference" for n in (0, 1)]
         for number, folder in enumerate(kept):

@@ -42,7 +42,7 @@ class Made:
 
 
 def run(out: Path, rounds: Any, *callbacks: Any, family: str = "gpt2", **changes: Any) -> Any:
-    shape = {"resid_pdrop": 0.1} if family == "gpt2" else {}
+    shape: dict[str, Any] = {"resid_pdrop": 0.1} if family == "gpt2" else {}
     lm = lm_with(model_of(family, **shape))
     wanted = config(**{"max_steps": -1, "save_steps": 2, "learning_rate": 1e-3, "weight_decay": 0.1, **changes})
     fit(lm, rounds, Trees(), wanted, out=out, callbacks=callbacks)
