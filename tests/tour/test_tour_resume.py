@@ -82,7 +82,7 @@ def told(report: Report) -> Any:
 
 @pytest.fixture(params=["own base", "user's model"])
 def asked(request, tmp_path, corpus, model) -> TourOptions:
-    given = {"model": str(model)} if request.param == "user's model" else {}
+    given: dict[str, Any] = {"model": str(model)} if request.param == "user's model" else {}
     return TourOptions(corpus=corpus, minutes=0.05, out=tmp_path / "undisturbed", **given)
 
 
