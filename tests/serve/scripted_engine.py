@@ -29,7 +29,9 @@ class ScriptedEngine(Engine):
         kept = {"running": self.running, "kv_bytes": 31, "kv_budget": 100}
         return {**super().stats(), **kept}
 
-    async def streams(self, requests: Sequence[Request]) -> AsyncGenerator[list[tuple[int, Chunk]], None]:
+    async def streams(
+        self, requests: Sequence[Request], *, attentive: Callable[[], bool] = lambda: True
+    ) -> AsyncGenerator[list[tuple[int, Chunk]], None]:
         (request,) = requests
         self.asked.append(request)
         assert isinstance(request.prompt, list)

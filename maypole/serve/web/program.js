@@ -86,7 +86,10 @@ export class Program {
         if (ours && picture.over) await this.ended(name, picture, signal);
       };
       const changed = (picture) => (frame ??= requestAnimationFrame(() => paint(picture)));
-      const lost = (seconds) => this.say(`The connection is lost. Asking again in ${seconds} s.`, true);
+      // In a frame of its own turn: what is still to be painted must not wipe it away.
+      const lost = (seconds) => requestAnimationFrame(() => {
+        if (!signal.aborted) this.say(`The connection is lost. Asking again in ${seconds} s.`, true);
+      });
       await watch(...sessions.feed(session), signal, changed, lost);
       if (!ours) this.say("The session has ended.");
     } catch (error) {
