@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from maypole.align.config import OnlineConfig
+from maypole.align.opening import open_model
 from maypole.align.preference_options import WITHOUT_REFERENCE, PreferenceOptions
 from maypole.align.selm_options import SelmOptions
 from maypole.core.artifact import Artifact
 from maypole.core.config import DryRun, ModelOptions, RunOptions, check, pass_on, required, setting
-from maypole.core.errors import ConfigError, UserError
+from maypole.core.errors import ConfigError
 from maypole.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from maypole.align.judging import Judge
     from maypole.align.method import Method
-    from maypole.models.language_model import LanguageModel
 
 METHODS = ("dpo", "selm", "sppo")
 PREVIEWED = 1000
@@ -139,7 +139,7 @@ def online(config: OnlineOptions) -> Artifact | DryRun:
 
             prompts = ranks.in_turn(lambda: _prompts(config, config.data))
             measured = ranks.in_turn(lambda: _prompts(config, config.eval_data)) if config.eval_data else None
-            lm = _load(config)
+            lm = open_model(config, config.chat_template)
             loop(
                 lm, prompts, judge, method, config, config.train, out=artifact, seed=config.seed,
                 eval_prompts=measured, callbacks=_watching(config),
@@ -197,27 +197,6 @@ def _prompts(config: OnlineOptions, sources: tuple[str, ...]) -> "Dataset":
     return read(sources, PROMPT, columns=config.names)
 
 
-def _load(config: OnlineOptions) -> "LanguageModel":
-    from maypole.models.loading import load
-
-    lm = load(
-        config.model,
-        adapter=config.adapter,
-        device=config.device,
-        dtype=config.dtype,
-        quantization=config.quantization,  # pyright: ignore[reportArgumentType]
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )
-    if config.chat_template is not None:
-        try:
-            lm.tokenizer.chat_template = config.chat_template.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            what = f"cannot be read: {error}"
-            raise UserError(what, str(config.chat_template), "a Jinja template in UTF-8") from error
-    return lm
-
-
 def _plan(config: OnlineOptions) -> DryRun:
     """What training would take with answers of the full length; what sampling and judging take is not known before."""
     found = Artifact.find(
@@ -233,12 +212,12 @@ def _plan(config: OnlineOptions) -> DryRun:
     prompts = _prompts(config, config.data)
     for source in config.eval_data:
         _prompts(config, (source,))
-    lm = _load(config)
+    lm = open_model(config, config.chat_template)
     drawn = drawn_prompts(len(prompts), config, config.seed)
     rows = method.rows(imagined(lm, prompts.select(drawn[0][:PREVIEWED].tolist()), method, seed=config.seed))
     plan = dry_run(lm, rows, len(drawn[0]), method.objective, config.train, seed=config.seed)
     if config.train.max_steps < 0:
         plan = replace(plan, steps=(plan.steps or 0) * config.rounds, minutes=(plan.minutes or 0.0) * config.rounds)
-    files = ("rounds.json", *(f"rounds/{n:03}/{name}.parquet" for n in range(1) for name in ("samples", "rows")))
+    files = ("rounds.json", "rounds/000/samples.parquet", "rounds/000/rows.parquet")
     reuses = () if found is None else (str(found.path),)
     return replace(plan, rows_kept=len(prompts), files=(*plan.files, *files), reuses=reuses)

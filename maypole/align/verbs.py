@@ -4,10 +4,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from maypole.align.opening import open_model
 from maypole.align.preference_options import WITHOUT_REFERENCE, PreferenceOptions
 from maypole.core.artifact import Artifact
 from maypole.core.config import DryRun, ModelOptions, RunOptions, check, pass_on, required, setting
-from maypole.core.errors import ConfigError, UserError
+from maypole.core.errors import ConfigError
 from maypole.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -289,21 +290,4 @@ def _reference(config: DpoOptions, lm: "LanguageModel", ranks: "Ranks") -> "Lang
 
 
 def _load(config: PairOptions, ranks: "Ranks") -> "LanguageModel":
-    from maypole.models.loading import load
-
-    lm = load(
-        config.model,
-        adapter=config.adapter,
-        device=config.device or ("cpu" if ranks.sharded else None),
-        dtype=config.dtype,
-        quantization=config.quantization,  # pyright: ignore[reportArgumentType]
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )
-    if config.chat_template is not None:
-        try:
-            lm.tokenizer.chat_template = config.chat_template.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            what = f"cannot be read: {error}"
-            raise UserError(what, str(config.chat_template), "a Jinja template in UTF-8") from error
-    return lm
+    return open_model(config, config.chat_template, elsewhere="cpu" if ranks.sharded else None)

@@ -156,15 +156,16 @@ def create_front(
 
 
 async def _read_of(ask: Ask, call: Call) -> list[dict[str, Any]]:
-    """The `data` of a list that one replica answers with; nothing where it is gone or too slow."""
-    body = b""
+    """The `data` of a list that one replica answers with; nothing where it is gone, too slow or refuses."""
+    body, status = b"", 0
     try:
         async with asyncio.timeout(PATIENCE), aclosing(ask(call)) as answer:
             async for messages in answer:
                 body += b"".join(message.get("body", b"") for message in messages)
+                status = status or next((m["status"] for m in messages if "status" in m), 0)
     except (LostReplica, TimeoutError):
         return []
-    return json.loads(body)["data"]
+    return json.loads(body)["data"] if status == 200 else []
 
 
 def _merged(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
