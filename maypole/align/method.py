@@ -69,6 +69,19 @@ def candidates(method: Method) -> int:
     return sum(draw.n for draw in method.draws) + len(method.answers)
 
 
+def pair_of(sample: Mapping[str, Any], best: int, worst: int) -> dict[str, Any]:
+    """The PAIR row of two candidates, with the tokens that were sampled."""
+    said, ids = sample["completions"], sample["completion_ids"]
+    return {
+        "prompt": sample["prompt"],
+        "chosen": said[best],
+        "rejected": said[worst],
+        "prompt_ids": sample["prompt_ids"],
+        "chosen_ids": ids[best],
+        "rejected_ids": ids[worst],
+    }
+
+
 def rows_from(samples: Dataset, make: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]) -> Dataset:
     """What `make` gives for each row of `samples`; None leaves a prompt out. Arrow in memory, not Python's objects."""
     tables: list[pa.Table] = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from maypole.align.method import JudgeKind, rows_from
+from maypole.align.method import JudgeKind, pair_of, rows_from
 from maypole.align.preference import objective_of
 from maypole.align.preference_options import PreferenceOptions
 from maypole.engine.request import Sampling
@@ -55,13 +55,5 @@ def best_and_worst(sample: Mapping[str, Any]) -> dict[str, Any] | None:
     ids = sample["completion_ids"]
     if scores[best] == scores[worst] or ids[best] == ids[worst] or not ids[best] or not ids[worst]:
         return None
-    return {
-        "prompt": sample["prompt"],
-        "chosen": sample["completions"][best],
-        "rejected": sample["completions"][worst],
-        "chosen_score": float(scores[best]),
-        "rejected_score": float(scores[worst]),
-        "prompt_ids": sample["prompt_ids"],
-        "chosen_ids": ids[best],
-        "rejected_ids": ids[worst],
-    }
+    told = {"chosen_score": float(scores[best]), "rejected_score": float(scores[worst])}
+    return pair_of(sample, best, worst) | told

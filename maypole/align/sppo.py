@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from maypole.align.method import JudgeKind, rows_from
+from maypole.align.method import JudgeKind, pair_of, rows_from
 from maypole.align.preference import CHOSEN, REJECTED, preference_metrics
 from maypole.align.preference_matrix import win_rates
 from maypole.core.config import check
@@ -175,13 +175,7 @@ def best_and_worst(sample: Mapping[str, Any]) -> dict[str, Any] | None:
     ids = sample["completion_ids"]
     if p[best] == p[worst] or not ids[best] or not ids[worst]:
         return None
-    return {
-        "prompt": sample["prompt"],
-        "chosen": sample["completions"][best],
-        "rejected": sample["completions"][worst],
-        "prompt_ids": sample["prompt_ids"],
-        "chosen_ids": ids[best],
-        "rejected_ids": ids[worst],
+    return pair_of(sample, best, worst) | {
         "chosen_probs": float(matrix[best, worst]),
         "chosen_probs_win": float(p[best]),
         "chosen_probs_lose": float(p[worst]),

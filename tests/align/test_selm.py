@@ -141,7 +141,10 @@ def test_a_tie_costs_log_two_and_only_leaves_the_policys_own_answer(given: dict[
 
 def test_one_step_without_optimism_is_a_step_of_trls_dpo_trainer(tmp_path):
     rows = [{"prompt": f"ask {i} ", "chosen": "yes" * (1 + i), "rejected": "no" * (3 - i)} for i in range(3)]
-    settings: dict[str, Any] = {"learning_rate": 1e-3, "max_steps": 1, "lr_scheduler_type": "constant"}
+    # AdamW's first step is the sign of a gradient much above epsilon: rounding would decide where that is all but 0.
+    settings: dict[str, Any] = {
+        "learning_rate": 1e-3, "max_steps": 1, "lr_scheduler_type": "constant", "adam_epsilon": 1e-4,
+    }  # fmt: skip
     theirs = policy()
     trainer = DPOTrainer(
         theirs.model, ref_model=policy(seed=1).model, train_dataset=Dataset.from_list(rows),
@@ -160,7 +163,7 @@ def test_one_step_without_optimism_is_a_step_of_trls_dpo_trainer(tmp_path):
         reference=frozen,
     )  # fmt: skip
     for (name, mine), other in zip(ours.model.named_parameters(), theirs.model.parameters()):
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5, msg=name)
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_any_pair_loss_with_a_reference_can_stand_beside_the_term():
