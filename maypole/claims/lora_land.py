@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from maypole.claims.adapter_costs import NARROW, Load, exchange, llama, loading, throughput
+from maypole.claims.adapter_costs import Load, exchange, llama, loading, throughput
 from maypole.claims.effects import Effect, Part
 from maypole.core.seeds import derive
 from maypole.engine import NO_ADAPTER, Engine, Request, Sampling
@@ -33,6 +33,8 @@ STATEMENT = (
     "all requests on one adapter, and adapters wider than the model."
 )
 ALPHABET = string.ascii_lowercase[:25]
+TAUGHT = PeftOptions(r=4, lora_alpha=16)
+"""On all linear layers: 25 of them and their base are a tenth of 25 models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +45,9 @@ class Sizes:
     letters: int = 6
     model: tuple[int, int] = (3, 128)
     base_steps: int = 400
-    adapter_steps: int = 150
+    adapter_steps: int = 60
     batch: int = 64
-    words: int = 9_600  # to learn a cipher from
+    words: int = 3_840  # to learn a cipher from
     held_out: int = 40
     load: Load = field(default_factory=Load)
 
@@ -88,7 +90,7 @@ def specialists(seed: int, workdir: Path, sizes: Sizes) -> list[Effect]:
     lm = llama(tokenizer, sizes.model, len(tokenizer), derive(seed, "base"))
     _taught(lm, everybody[0], seed, _config(sizes, sizes.base_steps, 3e-3, None), sizes, base)
     for household in everybody:
-        config = _config(sizes, sizes.adapter_steps, 1e-2, NARROW)
+        config = _config(sizes, sizes.adapter_steps, 1e-2, TAUGHT)
         _taught(open_model(base), household, seed, config, sizes, workdir / "households" / household.name)
     engine = Engine.load(base, adapters={h.name: workdir / "households" / h.name for h in everybody})
     asked = {h.name: words(seed, "asked", h.name, count=sizes.held_out, letters=sizes.letters) for h in everybody}
@@ -133,7 +135,7 @@ def _right(
 def _config(sizes: Sizes, steps: int, learning_rate: float, peft: PeftOptions | None) -> TrainConfig:
     return TrainConfig(
         learning_rate=learning_rate, max_steps=steps, examples_per_step=sizes.batch, peft=peft, precision="fp32",
-        warmup_ratio=0.0 if peft is None else 0.1, save_steps=steps,
+        save_steps=steps,
     )  # fmt: skip
 
 

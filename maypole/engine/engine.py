@@ -148,9 +148,7 @@ class Engine:
         """`generate` that leaves the event loop free; cancelling it ends its sequences."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        sequences = await asyncio.to_thread(
-            self._sequences, requests, lambda s, chunk: call_in(loop, ended.set), never
-        )
+        sequences = await asyncio.to_thread(self._sequences, requests, lambda *_: call_in(loop, ended.set), never)
         try:
             self._start(sequences)
             while not all(s.done for s in sequences):
@@ -176,9 +174,7 @@ class Engine:
         `attentive` is asked at every token, in the engine's thread: while it is False, chunks wait and become one.
         """
         mailbox: Mailbox[tuple[Running, Chunk]] = Mailbox(asyncio.get_running_loop())
-        sequences = await asyncio.to_thread(
-            self._sequences, requests, lambda s, chunk: mailbox.put((s, chunk)), attentive
-        )
+        sequences = await asyncio.to_thread(self._sequences, requests, lambda *come: mailbox.put(come), attentive)
         places = [i for i, request in enumerate(requests) for _ in range(request.sampling.n)]
         place, left = dict(zip(map(id, sequences), places)), len(sequences)
         try:
@@ -263,8 +259,7 @@ class Engine:
         """End everything and free the cache; the engine may be used again."""
         with self._lock:
             if self._scheduler is not None:
-                cancel(self._scheduler.everything)
-                self._scheduler.sweep()
+                self._scheduler.end(self._scheduler.everything)
                 self._scheduler.memory.free()
 
     def _settle(self, target: str | None, *, abort: bool) -> None:
@@ -352,8 +347,7 @@ class Engine:
 
         def cancel_those_of(target: Target) -> None:
             if (scheduler := self._scheduler) is not None:
-                cancel([s for s in scheduler.everything if s.target == target])
-                scheduler.sweep()
+                scheduler.end([s for s in scheduler.everything if s.target == target])
 
         return Engaged(
             self._lock,

@@ -20,7 +20,7 @@ from maypole.engine.prefix_tree import shared_length
 from maypole.engine.request import Target
 from maypole.engine.runner import Runner
 from maypole.engine.sampling import draw
-from maypole.engine.sequence import Sequence
+from maypole.engine.sequence import Sequence, cancel
 from maypole.engine.settings import Bounds
 from maypole.engine.step_plan import Piece
 
@@ -156,6 +156,11 @@ class Scheduler:
                 if not sequence.done:
                     sequence.report()
         self._tell_failures()
+
+    def end(self, sequences: Iterable[Sequence]) -> None:
+        """Cancel them and let go of them."""
+        cancel(sequences)
+        self.sweep()
 
     def _tell_failures(self) -> None:
         """Who waits for an adapter that could not be loaded is told why, and the adapter has another chance."""

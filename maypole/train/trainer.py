@@ -20,17 +20,18 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from maypole.core.atomic import fsync_directory, fsync_tree
-from maypole.core.errors import ConfigError, UserError
+from maypole.core.errors import UserError
 from maypole.core.metrics import Metrics
 from maypole.models.attention import packed_execution
 from maypole.models.language_model import LanguageModel
 from maypole.train.batch import pack
 from maypole.train.config import TrainConfig
 from maypole.train.objective import Objective
+from maypole.train.optimizer import optimizer_of, schedule_of
 from maypole.train.precision import Arithmetic, autocast
 from maypole.train.ranks import Ranks
 from maypole.train.reference import ReferenceLogps
@@ -148,51 +149,14 @@ class PackedTrainer(transformers.Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            c = self.config
-            trainable = [(n, p) for n, p in self.lm.model.named_parameters() if p.requires_grad]
-            embeddings: Any = self.lm.transformer.get_input_embeddings()
-            plain = {id(p) for p in embeddings.parameters()} if embeddings is not None else set()
-            decayed = [p for _, p in trainable if p.ndim > 1 and id(p) not in plain]
-            others = [p for _, p in trainable if p.ndim <= 1 or id(p) in plain]
-            groups = [{"params": decayed, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}]
-            groups = [group for group in groups if group["params"]]
-            if c.optim == "rmsprop":
-                self.optimizer = torch.optim.RMSprop(groups, lr=c.learning_rate)
-            else:
-                betas = (c.adam_beta1, c.adam_beta2)
-                self.optimizer = torch.optim.AdamW(
-                    groups, lr=c.learning_rate, betas=betas, eps=c.adam_epsilon, fused=True
-                )
+            self.optimizer = optimizer_of(self.lm, self.config)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
-            anew = self.config.optimizer == "fresh"
-            num_training_steps = self.source.steps_per_round if anew else num_training_steps
-            warmup = round(self.config.warmup_ratio * num_training_steps)
-            kind, kwargs = self.config.lr_scheduler_type, dict(self.config.lr_scheduler_kwargs)
-            try:
-                made: Any = get_scheduler(kind, optimizer or self.optimizer, warmup, num_training_steps, kwargs)
-            except (TypeError, ValueError) as error:
-                accepted = f"what transformers' {kind} schedule takes ({error})"
-                raise ConfigError("lr_scheduler_kwargs", kwargs, accepted) from error
-            if anew:
-                shapes = [self._in_every_round(shape) for shape in made.lr_lambdas]
-                made = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, shapes)
-            self.lr_scheduler = made
+            self.lr_scheduler = schedule_of(optimizer or self.optimizer, self.config, self.source)
             self._created_lr_scheduler = True
         return self.lr_scheduler
-
-    def _in_every_round(self, shape: Callable[[int], float]) -> Callable[[int], float]:
-        """The schedule `shape` of one round's steps begun anew in each, scaled to the round's own learning rate."""
-        length, rates = self.source.steps_per_round, self.config.round_learning_rates
-
-        def scaled(step: int) -> float:
-            number = min(step // length, self.source.rounds - 1)
-            rate = rates[number] / self.config.learning_rate if rates else 1.0
-            return rate * shape(step - number * length)
-
-        return scaled
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> torch.Tensor:
         """The norm before clipping, measured once; the Trainer's own hook for clipping is not needed beside it."""
