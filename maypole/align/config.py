@@ -20,12 +20,16 @@ class OnlineConfig:
     reference: Literal["initial", "previous"] | None = setting(
         None, help="held to itself before its first step (initial, the default; not of sppo), or when a round began"
     )
+    history: Literal["none", "all", "sample"] = setting(
+        "none", help="rows of earlier rounds to learn from again: none, all, or as many as the round has itself"
+    )
     both_orders: bool = setting(True, help="ask a judge that compares two answers in both orders")
     eval_max_tokens: int = setting(256, help="longest answer to a prompt of --eval-data")
     on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="stop, or skip-row")
 
     def __post_init__(self) -> None:
         check("reference", self.reference, (None, "initial", "previous"))
+        check("history", self.history, ("none", "all", "sample"))
         check("on_judge_error", self.on_judge_error, ("stop", "skip-row"))
         if self.rounds < 1:
             raise ConfigError("rounds", self.rounds, "1 or more")

@@ -222,10 +222,30 @@ class OnlineRounds:
             raise JudgeError(f"it judged all candidates of none of {len(samples)} prompts", f"round {round}")
         samples = samples if len(known) == len(samples) else samples.select(known)
         made = self.method.rows(samples)
+        rows = self._with_history(round, made) if self.config.history != "none" and len(made) else made
         counts = {"round": round, "prompts": len(self._chosen[round]), "judged": len(known), "rows": len(made)}
+        if self.config.history != "none":
+            counts["history"] = len(rows) - len(made)
         log.info("round %(round)d: %(judged)d of %(prompts)d prompts judged, %(rows)d rows", counts)
         write_atomic(self.folder(round) / REPORT, json.dumps(counts | measured(samples), indent=2) + "\n")
-        return made
+        return rows
+
+    def _with_history(self, round: int, made: Dataset) -> Dataset:
+        """`made` and rows of earlier rounds, each with the round that it is of in the column ``round``."""
+        table: Any = made.with_format("arrow")[:]
+        own = table.append_column("round", pa.array([round] * len(made), pa.int64()))
+        if self.config.history == "all":  # which the round before has together already
+            earlier = [pq.read_table(self.folder(round - 1) / "rows.parquet")] if round else []
+        else:
+            earlier = [self._own_rows(number) for number in range(round)]
+        if self.config.history == "sample" and earlier:
+            every = pa.concat_tables(earlier, promote_options="permissive")
+            rng = np.random.default_rng(derive(self.seed, "history", round))
+            earlier = [every.take(np.sort(rng.permutation(len(every))[: len(own)]))]
+        return Dataset(InMemoryTable(pa.concat_tables([*earlier, own], promote_options="permissive")))
+
+    def _own_rows(self, round: int) -> pa.Table:
+        return pq.read_table(self.folder(round) / "rows.parquet", filters=[("round", "==", round)])
 
     def before(self, round: int) -> dict[str, Any]:
         """What was measured before the first step of `round`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from maypole.align.config import OnlineConfig
 from maypole.align.opening import open_model
 from maypole.align.preference_options import WITHOUT_REFERENCE, PreferenceOptions
+from maypole.align.rlhf_workflow_options import WorkflowOptions
 from maypole.align.selm_options import SelmOptions
 from maypole.core.artifact import Artifact
 from maypole.core.config import DryRun, ModelOptions, RunOptions, check, pass_on, required, setting
@@ -25,10 +26,13 @@ PREVIEWED = 1000
 """Prompts that ``--dry-run`` looks at."""
 
 _PAIRS = tuple(f.name for f in fields(PreferenceOptions))
+_WORKFLOW = ("pair", "length_penalty", "length_unit")
 _SELM = ("alpha", "optimism_sample", "answers", "floor")
 _SPPO = ("eta", "variant", "select")
-_OWN = {"dpo": _PAIRS, "selm": (*_PAIRS, *_SELM), "sppo": _SPPO}
+_OWN = {"dpo": (*_PAIRS, *_WORKFLOW, "history"), "selm": (*_PAIRS, *_SELM), "sppo": _SPPO}
 """Method -> the settings that only some methods have and it has too."""
+_DRAWN = {"dpo": 8, "selm": 1, "sppo": 5}
+"""Method -> answers drawn to a prompt unless --n says how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +49,15 @@ class OnlineOptions(PreferenceOptions, OnlineConfig, RunOptions, ModelOptions):
     eval_data: tuple[str, ...] = setting((), input=True, help="prompts to measure on after every round")
     n: int | None = setting(None, help="answers to a prompt; default 8, of sppo 5, of selm 1 beside the data's")
     max_tokens: int = setting(256, help="longest answer")
-    temperature: float = setting(1.0, help="of the draws; 1 is the policy itself")
+    temperature: tuple[float, ...] = setting(
+        (1.0,), help="of the draws; 1 is the policy itself; dpo: with several, n is shared out among them"
+    )
     top_p: float = setting(1.0, help="keep the most likely tokens that hold this much probability")
+    pair: str | None = setting(
+        None, help="dpo: max_min (default), best and worst; max_max: and second best; max_random, random"
+    )
+    length_penalty: float | None = setting(None, help="dpo: what a token of an answer takes from its score; default 0")
+    length_unit: Literal["token", "char"] | None = setting(None, help="dpo: what length_penalty counts; default token")
     alpha: float | None = setting(None, help="selm: how much the unknown attracts, as a share of beta; default 1e-3")
     optimism_sample: Literal["greedy", "sample"] | None = setting(
         None, help="selm: leave the greedy answer (default), or one that was drawn"
@@ -85,12 +96,22 @@ class OnlineOptions(PreferenceOptions, OnlineConfig, RunOptions, ModelOptions):
         rates = self.train.round_learning_rates
         if rates and len(rates) != self.rounds:
             raise ConfigError("train.round_learning_rates", rates, f"one for each round, here {self.rounds}")
+        most = (self.n or _DRAWN["dpo"]) if self.method == "dpo" else 1
+        if not 1 <= len(self.temperature) <= most:
+            raise ConfigError("temperature", self.temperature, f"1 to {most} with --method {self.method} and this --n")
+        _ = self.workflow  # whose settings are checked where they stand
         if self.reference is None:
             held_to: Literal["initial", "previous"] = "initial" if self.method == "dpo" else "previous"
             object.__setattr__(self, "reference", held_to)
         if self.method == "selm":
             _ = self.selm  # whose settings are checked where they stand
         pass_on(OnlineOptions, self)
+
+    @property
+    def workflow(self) -> WorkflowOptions:
+        """Which answers of a prompt iterative DPO learns from."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in _WORKFLOW if getattr(self, name) is not None}
+        return WorkflowOptions(temperatures=self.temperature, **given)
 
     @property
     def selm(self) -> SelmOptions:
@@ -159,8 +180,8 @@ def _inputs(config: OnlineOptions) -> dict[str, object]:
 def _method(config: OnlineOptions) -> "Method":
     from maypole.engine.request import Sampling
 
-    n = config.n or (5 if config.method == "sppo" else 8)
-    sampling = Sampling(n=n, max_tokens=config.max_tokens, temperature=config.temperature, top_p=config.top_p)
+    n, heat = config.n or _DRAWN[config.method], config.temperature[0]
+    sampling = Sampling(n=n, max_tokens=config.max_tokens, temperature=heat, top_p=config.top_p)
     if config.method == "sppo":
         from maypole.align.sppo import Sppo
 
@@ -174,7 +195,7 @@ def _method(config: OnlineOptions) -> "Method":
         return Selm(config.selm, preference, replace(sampling, n=1))
     from maypole.align.rlhf_workflow import IterativeDPO
 
-    return IterativeDPO(preference=preference, sampling=sampling)
+    return IterativeDPO(preference, sampling, config.workflow)
 
 
 def _watching(config: OnlineOptions) -> "tuple[TrainerCallback, ...]":

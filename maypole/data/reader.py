@@ -25,7 +25,8 @@ from maypole.data.checks import checked, renamed
 from maypole.data.mix import interleave
 from maypole.data.rows import TEXT, RowType
 from maypole.data.schema import fitted, grown
-from maypole.data.shapes import convert, missing
+from maypole.data.shape import whole_units
+from maypole.data.shapes import convert, missing, shape_of
 from maypole.data.sources import Opened, many, open_source
 
 if TYPE_CHECKING:
@@ -201,18 +202,27 @@ def _tables(
 
 def _rows(opened: Opened, row_type: RowType | None, columns: Mapping[str, str]) -> Iterator[Block]:
     """Blocks of one source: columns renamed, known shapes converted, every row checked."""
-    told = False
-    for block in opened.blocks():
-        block = renamed(block, columns)
-        if row_type is not None:
-            block, shape = convert(block, row_type)
-            if shape and not told:
-                _log.info("%s: %s rows, converted to %s", opened.name, shape.name, row_type.name)
-                told = True
-            if not set(row_type.columns) <= set(block.table.column_names):
-                raise missing(block, row_type)
-            block = checked(block, row_type)
-        yield block
+    blocks = (renamed(block, columns) for block in opened.blocks())
+    if row_type is None:
+        yield from blocks
+        return
+    shape, undecided, late = None, 0, list[int]()
+    for block in whole_units(blocks, lambda block: shape_of(block, row_type)):
+        made = convert(block, row_type)
+        if made.shape and shape is None:
+            shape = made.shape
+            _log.info("%s: %s rows, converted to %s", opened.name, shape.name, row_type.name)
+        undecided, late = undecided + made.undecided, [*late, *made.late]
+        if not set(row_type.columns) <= set(made.block.table.column_names):
+            raise missing(made.block, row_type)
+        if len(made.block.table):
+            yield checked(made.block, row_type)
+    if undecided:
+        _log.warning("%s: %d rows prefer no answer and are left out", opened.name, undecided)
+    if late:
+        rows = f"{', '.join(map(str, late[:8]))}{', …' if len(late) > 8 else ''}"
+        what = "two conversations that part before their last turns: their answers are several turns"
+        _log.warning("%s: %d rows (%s) have %s", opened.name, len(late), rows, what)
 
 
 def _write(tables: Iterator[pa.Table], path: Path, name: str) -> None:

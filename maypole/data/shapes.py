@@ -1,22 +1,24 @@
-"""Known shapes of rows, recognised by their columns and converted, with a line in the log; never with a loss.
+"""Known shapes of rows, recognised by their columns and converted, with a line in the log.
 
 alpaca (instruction, input, output), ShareGPT (conversations of from/value), messages under another name, prompt +
 completion where a chat is asked for, and pairs of whole conversations: hh-rlhf's transcripts, OpenRLHF's messages,
-UltraFeedback, whose answers repeat the prompt, and LLaMA-Factory's. Converted columns are replaced; all others travel
-along. What would lose turns (a chat asked for as one completion) is no shape and stays an error. Knows nothing about
-files.
+UltraFeedback, whose answers repeat the prompt, and LLaMA-Factory's; sets of rated and compared answers are in
+`maypole.data.preference_shapes`. Converted columns are replaced; all others travel along. What would lose turns (a chat
+asked for as one completion) is no shape and stays an error. Knows nothing about files.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+
+import pyarrow as pa
 
 from maypole.core.errors import DataError
 from maypole.data.blocks import Block, typed_column
+from maypole.data.preference_shapes import PREFERENCE_SHAPES
 from maypole.data.rows import CHAT, COMPLETION, PAIR, PROMPT, RowType
-
-Row = Mapping[str, Any]
+from maypole.data.shape import Lossy, Row, Shape, message, string
 
 ROLES = {
     "human": "user",
@@ -32,51 +34,47 @@ ROLES = {
 }
 
 
-class Lossy(Exception):
-    """A row that does not fit the shape that its columns promise: (field, what is wrong, what would be right)."""
+def shape_of(block: Block, row_type: RowType) -> Shape | None:
+    """The shape that `block` has, where it is not of `row_type` already."""
+    return next((s for s in SHAPES if s.fits(block, row_type)), None)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """`convert` makes the columns of `gives` from one row; the columns `uses` are then dropped.
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """`block` as it is now and the shape that it had, if it had one.
 
-    `when` looks at the first row, for shapes that their columns alone do not tell.
+    `undecided` counts what prefers no answer and made no row; `late` are the numbers of pairs whose answers are several
+    messages.
     """
 
-    name: str
-    needs: frozenset[str]
-    uses: tuple[str, ...]
-    gives: RowType
-    convert: Callable[[Row], Row]
-    when: Callable[[Row], bool] | None = None
-
-    def fits(self, block: Block, row_type: RowType) -> bool:
-        """Whether `block` has this shape. Columns that fit `row_type` are taken as they are, but by shapes of these."""
-        found, wanted = set(block.table.column_names), set(row_type.columns)
-        if self.gives.name != row_type.name or not self.needs <= found:
-            return False
-        if wanted <= found and not wanted <= self.needs:
-            return False
-        if self.when is None:
-            return True
-        first = block.table.select([c for c in self.uses if c in found]).slice(0, 1).to_pylist()
-        return bool(first) and self.when(first[0])
+    block: Block
+    shape: Shape | None = None
+    undecided: int = 0
+    late: tuple[int, ...] = ()
 
 
-def convert(block: Block, row_type: RowType) -> tuple[Block, Shape | None]:
+def convert(block: Block, row_type: RowType) -> Converted:
     """`block` with the columns of `row_type`, made from a known shape where its own columns lack them."""
     found = set(block.table.column_names)
-    shape = next((s for s in SHAPES if s.fits(block, row_type)), None)
+    shape = shape_of(block, row_type)
     if shape is None:
-        return block, None
+        return Converted(block)
     converted: list[Row] = []
-    for index, row in enumerate(block.table.select([c for c in shape.uses if c in found]).to_pylist()):
+    begins: list[int] = []
+    undecided = 0
+    for index, unit in shape.units(block.table.select([c for c in shape.uses if c in found]).to_pylist()):
         try:
-            converted.append(shape.convert(row))
+            made = shape.convert(unit)
         except Lossy as error:
             field, what, expected = error.args
             raise block.error(index, what, field=field, expected=expected) from error
+        made = made if isinstance(made, list) else [made]
+        undecided += not made
+        converted += made
+        begins += [index] * len(made)
     table = block.table.drop_columns([c for c in shape.uses if c in found and c not in row_type.columns])
+    if begins != list(range(len(block.rows))):
+        block, table = replace(block, rows=[block.rows[i] for i in begins]), table.take(pa.array(begins, pa.int64()))
     given = [name for name in row_type.optional if any(name in row for row in converted)]
     for name in (*row_type.columns, *given):
         column = typed_column(block.file, block.rows, name, [row.get(name) for row in converted])
@@ -84,16 +82,12 @@ def convert(block: Block, row_type: RowType) -> tuple[Block, Shape | None]:
             table = table.set_column(table.column_names.index(name), name, column)
         else:
             table = table.append_column(name, column)
-    return block.with_table(table), shape
+    late = [row for row, made in zip(block.rows, converted) if row_type is PAIR and _of_several_turns(made)]
+    return Converted(block.with_table(table), shape, undecided, tuple(late))
 
 
-def _string(row: Row, name: str, *, default: str | None = None) -> str:
-    value = row.get(name)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str):
-        raise Lossy(name, "expected a string, found null" if value is None else "expected a string", "")
-    return value
+def _of_several_turns(pair: Row) -> bool:
+    return any(not isinstance(pair[name], str) and len(pair[name]) > 1 for name in ("chosen", "rejected"))
 
 
 def _alpaca_prompt(row: Row) -> str:
@@ -103,24 +97,24 @@ def _alpaca_prompt(row: Row) -> str:
 
 
 def _alpaca_question(row: Row) -> str:
-    given = _string(row, "input", default="")
-    return _string(row, "instruction") + (f"\n\n{given}" if given else "")
+    given = string(row, "input", default="")
+    return string(row, "instruction") + (f"\n\n{given}" if given else "")
 
 
 def _alpaca_completion(row: Row) -> Row:
     if row.get("system"):
         raise Lossy("system", "the system message would be lost", "ask for chat rows, or remove the column")
-    return {"prompt": _alpaca_prompt(row), "completion": _string(row, "output")}
+    return {"prompt": _alpaca_prompt(row), "completion": string(row, "output")}
 
 
 def _alpaca_chat(row: Row) -> Row:
-    turns = [_turn("system", row["system"])] if row.get("system") else []
+    turns = [message("system", row["system"])] if row.get("system") else []
     for earlier in row.get("history") or []:
         if not isinstance(earlier, list) or len(earlier) != 2 or not all(isinstance(text, str) for text in earlier):
             raise Lossy("history", "expected pairs [question, answer]", "")
-        turns += [_turn("user", earlier[0]), _turn("assistant", earlier[1])]
+        turns += [message("user", earlier[0]), message("assistant", earlier[1])]
     return {
-        "messages": [*turns, _turn("user", _alpaca_question(row)), _turn("assistant", _string(row, "output"))],
+        "messages": [*turns, message("user", _alpaca_question(row)), message("assistant", string(row, "output"))],
     }
 
 
@@ -129,7 +123,7 @@ def _sharegpt(row: Row) -> Row:
 
 
 def _shared_turns(row: Row) -> list[Row]:
-    turns: list[Row] = [_turn("system", row["system"])] if row.get("system") else []
+    turns: list[Row] = [message("system", row["system"])] if row.get("system") else []
     conversation = row["conversations"]
     if not isinstance(conversation, list) or not conversation:
         raise Lossy("conversations", "expected a list of turns, found none", '[{"from": "human", "value": "..."}]')
@@ -146,7 +140,7 @@ def _shared_turns(row: Row) -> list[Row]:
         if not isinstance(words, str):
             raise Lossy("conversations", f'turn {number} has no string as its "value"', "")
         extra = {k: v for k, v in turn.items() if k not in ("from", "value") and v is not None}
-        turns.append({**_turn(role, words), **extra})
+        turns.append({**message(role, words), **extra})
     return turns
 
 
@@ -159,10 +153,10 @@ def _transcript_pair(row: Row) -> Row:
 
 def _spoken(row: Row, name: str) -> list[Row]:
     """The turns of a transcript "\\n\\nHuman: ... \\n\\nAssistant: ..."."""
-    before, *parts = _SPEAKER.split(_string(row, name))
+    before, *parts = _SPEAKER.split(string(row, name))
     if before.strip() or not parts:
         raise Lossy(name, "no transcript: it begins with neither speaker", '"\\n\\nHuman: ...\\n\\nAssistant: ..."')
-    return [_turn(ROLES[who.lower()], words.strip()) for who, words in zip(parts[::2], parts[1::2])]
+    return [message(ROLES[who.lower()], words.strip()) for who, words in zip(parts[::2], parts[1::2])]
 
 
 def _messages_pair(row: Row) -> Row:
@@ -198,14 +192,11 @@ def _sharegpt_pair(row: Row) -> Row:
 
 def _talk(row: Row, name: str, role: str) -> list[Row]:
     value = row[name]
-    return list(value) if isinstance(value, list) else [_turn(role, _string(row, name))]
-
-
-def _turn(role: str, content: Any) -> dict[str, Any]:
-    return {"role": role, "content": content}
+    return list(value) if isinstance(value, list) else [message(role, string(row, name))]
 
 
 SHAPES = (
+    *PREFERENCE_SHAPES,
     Shape(
         "alpaca",
         frozenset({"instruction", "output"}),
@@ -294,7 +285,7 @@ def missing(block: Block, row_type: RowType) -> DataError:
 LIKELY_NAMES: Mapping[str, tuple[str, ...]] = {
     "text": ("content", "body", "document", "markdown", "raw_content", "passage"),
     "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
-    "prompt": ("question", "instruction", "query", "input", "context_messages"),
+    "prompt": ("question", "instruction", "query", "input"),
     "completion": ("answer", "response", "output", "target", "text"),
     "chosen": ("preferred", "accepted", "winner", "response_chosen"),
     "rejected": ("dispreferred", "loser", "response_rejected"),

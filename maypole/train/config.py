@@ -42,6 +42,9 @@ class TrainConfig:
     optimizer: Literal["continue", "fresh"] = setting(
         "continue", help="at the boundary of two rounds: goes on, or its state and the schedule begin anew"
     )
+    init: Literal["previous", "initial"] = setting(
+        "previous", help="at that boundary: the weights at hand go on, or the first ones begin again"
+    )
     tokens_per_batch: int | Literal["auto"] = setting("auto", key=False, help="tokens computed at a time")
     gradient_checkpointing: bool | Literal["auto"] = setting("auto", key=False, help="recompute to save memory")
     save_steps: int = setting(200, key=False, help="steps between checkpoints")
@@ -54,6 +57,9 @@ class TrainConfig:
         check("precision", self.precision, ("auto", "fp32", "bf16"))
         check("reference_logps", self.reference_logps, ("cached", "live"))
         check("optimizer", self.optimizer, ("continue", "fresh"))
+        check("init", self.init, ("previous", "initial"))
+        if self.init == "initial" and self.optimizer != "fresh":
+            raise ConfigError("init", self.init, "previous, or optimizer fresh: the first weights have no state yet")
         check("optim", self.optim, OPTIMIZERS)
         for tracker in self.report_to:
             check("report_to", tracker, TRACKERS)

@@ -39,7 +39,7 @@ from maypole.train.sharding import local, run_whole, split_like, whole
 from maypole.train.source import Source, Work
 from maypole.train.step import baseline_of, loss_of, means
 from maypole.train.trackers import TENSORBOARD
-from maypole.train.trainable import WEIGHTS, load_trainable, trainable_state, trains_base
+from maypole.train.trainable import WEIGHTS, keep_trainable, load_trainable, trainable_state, trains_base
 
 PROGRESS = "progress.json"
 
@@ -202,6 +202,12 @@ class PackedTrainer(transformers.Trainer):
         if self.reference is not None:
             steps = range(index, min(index + self.source.steps_per_round, self.source.steps))
             self.reference.begin(round, map(self.source.step, steps))
+        if self.config.init == "initial":
+            kept = self.checkpoints / "initial"
+            if round == 0:
+                self.ranks.lead(lambda: keep_trainable(self.lm.model, kept))
+            else:
+                load_trainable(self.lm.model, kept)
 
     def _sum(self, work: Work, *, backward: bool) -> tuple[torch.Tensor, Counter[str]]:
         """The objective's sum over all rows of `work`, and its metrics' sums; with `backward` the gradient of both."""

@@ -19,15 +19,19 @@ from maypole.train.trainer import PackedTrainer
 from tests.align.online_fixtures import LEARNERS, prompts, run, training
 from tests.train.test_resume import assert_same, in_a_child, kill
 
-HELD_TO: dict[str, dict[str, Any]] = {"adapter": {"reference": "previous"}, "all weights": {"reference": "initial"}}
-BOUNDARY = {"adapter": "fresh", "all weights": "continue"}
+HELD_TO: dict[str, dict[str, Any]] = {
+    "adapter": {"reference": "previous", "history": "sample"}, "all weights": {"reference": "initial"},
+}  # fmt: skip
+BOUNDARY: dict[str, dict[str, Any]] = {
+    "adapter": {"optimizer": "fresh", "init": "initial"}, "all weights": {"optimizer": "continue"},
+}  # fmt: skip
 CHUNK = 3
 """Of eight prompts a round: three chunks, the last one not full."""
 
 
 def again(out: Path, learner: str) -> None:
     """The same call: four steps a round, a checkpoint at every third step and at the end of a round."""
-    train = training(examples_per_step=2, save_steps=3, optimizer=BOUNDARY[learner], **LEARNERS[learner])
+    train = training(examples_per_step=2, save_steps=3, **BOUNDARY[learner], **LEARNERS[learner])
     run(out, train=train, eval_prompts=prompts(4), eval_max_tokens=4, **HELD_TO[learner])
 
 

@@ -72,7 +72,10 @@ def test_both_examples_of_the_help_work(maypole):
 
 @pytest.mark.parametrize(
     "method",
-    ["dpo --judge judge.py:score", "sppo --judge judge.py:prefers --eta 8", "selm --judge judge.py:score --alpha 0.1"],
+    [
+        "dpo --judge judge.py:score --temperature 0.7 1 --pair max_random --length-penalty 0.1 --history all",
+        "sppo --judge judge.py:prefers --eta 8", "selm --judge judge.py:score --alpha 0.1",
+    ],
 )
 def test_the_result_loads_and_the_same_command_finds_it(maypole, method: str):
     line = f"--method {method} --model base --data prompts.jsonl --eval-data prompts.jsonl --eval-max-tokens 4 {TRAIN}"
@@ -94,6 +97,13 @@ def test_the_result_loads_and_the_same_command_finds_it(maypole, method: str):
     ("words", "says"),
     [
         ("--judge judge.py:score --n 1", "--n"),
+        ("--judge judge.py:score --temperature 0.5 0.7 1 --n 2", "1 to 2 with --method dpo"),
+        ("--judge judge.py:score --temperature 0.5 1 --method selm --n 4", "1 to 1 with --method selm"),
+        ("--judge judge.py:score --pair best", "max_min, max_max"),
+        ("--judge judge.py:score --length-penalty=-1", "--length-penalty"),
+        ("--judge judge.py:score --history all --method sppo", "nothing with --method sppo"),
+        ("--judge judge.py:score --length-unit char --method selm --n 4", "nothing with --method selm"),
+        ("--judge judge.py:score --train.init initial", "optimizer fresh"),
         ("--judge judge.py:score --eta 5", "nothing with --method dpo"),
         ("--judge judge.py:score --alpha 0.1", "nothing with --method dpo"),
         ("--judge judge.py:score --method selm --alpha 0.5 --n 2", "below 0.5"),

@@ -107,6 +107,26 @@ def test_what_is_kept_is_what_the_policy_of_that_time_says(tmp_path, learner: st
     assert (np.nanmax(np.abs(watch.known[2] - moved)) > 0.1) == (which == "initial")
 
 
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_held_to_the_first_policy_equal_rows_are_told_the_same_to_the_last_bit_in_every_round(tmp_path, learner: str):
+    """The third round's reference is the first policy, not one like it."""
+
+    class Again(Pairs):
+        def __call__(self, round: int, lm: Any) -> Dataset:
+            return super().__call__(0, lm)
+
+    known: dict[str, list[np.ndarray]] = {}
+    for which in ("initial", "previous"):
+        lm = lm_with(model_of("llama"))
+        watch = Watch(tmp_path / which, lm)
+        wanted = config(max_steps=-1, num_train_epochs=2.0, shuffle=False, **LEARNERS[learner])
+        fit(lm, Again(), Preferences(), wanted, out=tmp_path / which, reference=which, callbacks=[watch])
+        known[which] = watch.known
+    first, second, third = known["initial"]
+    assert first.tobytes() == second.tobytes() == third.tobytes()
+    assert first.tobytes() == known["previous"][0].tobytes() != known["previous"][2].tobytes()
+
+
 def test_an_adapter_that_is_the_reference_is_saved_with_its_round(tmp_path):
     lm = lm_with(model_of("llama"))
     watch = Watch(tmp_path / "run", lm)
