@@ -251,7 +251,8 @@ def _lora(module: str, parts: Mapping[str, torch.Tensor], config: Any) -> Lora:
     alpha = _by_pattern(config.alpha_pattern, module, config.lora_alpha)
     rank = down.shape[0]
     scaling = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
-    return Lora(down, up * scaling, None if bias is None else bias * scaling, scaling)
+    up = (up * scaling).t().contiguous().t()  # laid out as it is stacked with others, in the thread that reads it
+    return Lora(down, up, None if bias is None else bias * scaling, scaling)
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
