@@ -26,6 +26,7 @@ _FUNCTIONS = {
     "cdpo": losses.dpo,
     "robust": losses.robust,
     "ipo": losses.ipo,
+    "ipo-sum": losses.ipo,
     "hinge": losses.hinge,
     "simpo": losses.simpo,
     "orpo": losses.orpo,

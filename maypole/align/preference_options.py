@@ -10,6 +10,7 @@ _DEFAULTS: dict[str, dict[str, float]] = {
     "cdpo": {"beta": 0.1, "label_smoothing": 0.1},
     "robust": {"beta": 0.1, "label_smoothing": 0.1},
     "ipo": {"beta": 0.1},
+    "ipo-sum": {"beta": 0.1},
     "hinge": {"beta": 0.1},
     "simpo": {"beta": 2.0, "gamma": 1.0},
     "orpo": {"beta": 0.1},

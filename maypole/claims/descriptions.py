@@ -4,7 +4,6 @@ of them right, and a small policy that has learnt to talk like that.
 Knows nothing about how anybody is trained on preferences.
 """
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ def first_policy(corner: Corner, seed: int, out: Path, schooling: Schooling = Sc
 
 def twin(lm: LanguageModel) -> LanguageModel:
     """The same policy with weights of its own."""
-    return LanguageModel(copy.deepcopy(lm.model), lm.tokenizer, lm.name, lm.fingerprint)
+    return lm.copy()
 
 
 def answers(engine: Engine, names: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:

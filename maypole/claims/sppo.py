@@ -9,12 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from maypole.align.config import OnlineConfig
 from maypole.align.matrix_game import multiplicative_weights
@@ -28,16 +28,11 @@ from maypole.claims.effects import Effect, Part
 from maypole.claims.sppo_picture import picture
 from maypole.core.seeds import derive
 from maypole.data import PAIR, read
-from maypole.data.chat import Dropped
-from maypole.data.rows import RowType
 from maypole.engine import Engine, Sampling, ScoreRequest
 from maypole.evaluate.kl import kl
 from maypole.evaluate.win_rate import win_rate
 from maypole.models.language_model import LanguageModel
-from maypole.train.answers import answer_tree
 from maypole.train.config import TrainConfig
-from maypole.train.losses import ipo
-from maypole.train.objective import Loss, Need, Objective, Segment, TokenBatch
 from maypole.village.describe import Oracle, describe_prompt, oracle, style
 
 STATEMENT = (
@@ -76,40 +71,6 @@ class Sizes:
     drawn: int = 16  # answers about each person behind a distance
 
 
-@dataclass(frozen=True, slots=True)
-class IpoOfSums:
-    """(h - 1/(2β))² with h of summed log-probs, the form that is printed; `maypole.align.preference` has the one per
-    token."""
-
-    beta: float
-
-    rows: ClassVar[RowType] = PAIR
-    needs: ClassVar[frozenset[Need]] = frozenset({"reference"})
-    unit: ClassVar[Literal["tokens", "rows"]] = "rows"
-    linear: ClassVar[bool] = False
-    overlong: ClassVar[Literal["split", "cut", "drop"]] = "cut"
-    columns: ClassVar[tuple[str, ...]] = ()
-
-    def segments(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Segment | Dropped:
-        return answer_tree(row, (CHOSEN, REJECTED), tokenizer)
-
-    def __call__(self, batch: TokenBatch) -> Loss:
-        now = batch.sums(CHOSEN), batch.sums(REJECTED)
-        before = batch.sums(CHOSEN, reference=True), batch.sums(REJECTED, reference=True)
-        return Loss(ipo(*now, *before, beta=self.beta).sum())
-
-
-@dataclass(frozen=True, slots=True)
-class IterativeIpo(IterativeDPO):
-    """The same pairs as iterative DPO's."""
-
-    beta: float = 0.3
-
-    @property
-    def objective(self) -> Objective:
-        return IpoOfSums(self.beta)
-
-
 DRAWS = Sampling(n=5, max_tokens=LONGEST)
 SPPO, HARD, LOOSE, TIGHT, IPO = "SPPO η=8", "SPPO η=4 hard", "DPO β=0.1", "DPO β=0.5", "IPO β=0.3"
 METHODS: dict[str, Any] = {
@@ -117,7 +78,7 @@ METHODS: dict[str, Any] = {
     HARD: Sppo(DRAWS, eta=4.0, variant="hard"),
     LOOSE: IterativeDPO(PreferenceOptions(loss="dpo", beta=0.1), DRAWS),
     TIGHT: IterativeDPO(PreferenceOptions(loss="dpo", beta=0.5), DRAWS),
-    IPO: IterativeIpo(sampling=DRAWS, beta=0.3),
+    IPO: IterativeDPO(PreferenceOptions(loss="ipo-sum", beta=0.3), DRAWS),
 }
 
 

@@ -13,6 +13,10 @@ COMMANDS: Table = {
         "maypole.align.verbs:dpo",
         "Train a model on preferences: DPO, or another loss on chosen and rejected answers.",
     ),
+    ("align", "gap"): (
+        "maypole.align.gap_verbs:gap",
+        "Find out whether fresh answers are worth their cost: online and offline training, beside each other.",
+    ),
     ("align", "online"): (
         "maypole.align.online_verbs:online",
         "Train a model on its own answers, round by round, as a judge likes them.",

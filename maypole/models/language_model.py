@@ -3,6 +3,7 @@
 Knows nothing about where it was loaded from or how it is trained.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -87,6 +88,10 @@ class LanguageModel:
             if ends is not None:
                 return tuple(int(i) for i in (ends if isinstance(ends, list | tuple) else [ends]))
         return ()
+
+    def copy(self) -> "LanguageModel":
+        """The same model with weights of its own."""
+        return replace(self, model=copy.deepcopy(self.model), versions=_Versions())
 
     def with_adapter(self, name: str | None) -> "LanguageModel":
         """A view of the same module in which adapter `name` is on, or none for None; nothing is copied or switched."""

@@ -122,7 +122,7 @@ def test_every_loss_is_the_sum_over_pairs_of_its_function(name: str):
     chosen, rejected = batch.sums("chosen"), batch.sums("rejected")
     reference = (batch.sums("chosen", reference=True), batch.sums("rejected", reference=True))
     counts = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 3.0, 2.0])
-    function: Callable[..., torch.Tensor] = getattr(losses, "dpo" if name == "cdpo" else name)
+    function: Callable[..., torch.Tensor] = getattr(losses, {"cdpo": "dpo", "ipo-sum": "ipo"}.get(name, name))
     given = () if name in WITHOUT_REFERENCE else reference
     lengths = counts if name in ("ipo", "simpo", "orpo") else ()
     expected = function(chosen, rejected, *given, *lengths, **options.parameters).sum()
