@@ -43,7 +43,8 @@ def furnish(folder: Path) -> None:
     (folder / "keys.txt").write_text("a-key\n")
     (folder / "adapters" / "fr").mkdir(parents=True)
     (folder / "adapters" / "fr" / "adapter_config.json").write_text("{}")
-    (folder / "summary.py").symlink_to(Path(__file__).parent.parent / "examples" / "summary.py")
+    for name in ("summary.py", "gap.yaml"):
+        (folder / name).symlink_to(Path(__file__).parent.parent / "examples" / name)
     (folder / "corpus").mkdir()
     write_rows(folder / "corpus" / "a.jsonl", texts[:12])
     write_rows(folder / "corpus" / "b.jsonl.gz", texts[12:])

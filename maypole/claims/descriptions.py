@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from maypole.claims.llama import llama
+from maypole.core.identity import digest
 from maypole.core.seeds import derive
 from maypole.engine import Engine, Request, Sampling
 from maypole.models.language_model import LanguageModel
@@ -41,6 +42,7 @@ class Corner:
     """Twenty-four people with six attributes of eight values; `lookup` says what is true."""
 
     def __init__(self, seed: int) -> None:
+        self.fingerprint = digest("corner", str(seed))
         draws = Draws(seed, "corner")
         people = World(seed, families=FAMILIES, tail=0, strangers=0).people
         self.names = [person.name for person in people]

@@ -23,6 +23,7 @@ EXPERIMENTS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """Experiment -> which arm is compared with which; `scale` does so with policies of every size."""
 
+Labels = Literal["hard", "drawn"]
 CONTRASTIVE = tuple(loss for loss in LOSSES if loss not in (*WITHOUT_REFERENCE, "kto"))
 
 
@@ -36,9 +37,8 @@ class GapConfig:
     betas: tuple[float, ...] = setting((0.03, 0.1, 0.3, 1.0), help="how strongly the loss holds to the reference")
     rates: tuple[float, ...] = setting((1.0, 0.5), help="multiples of train.learning_rate")
     loss: str = setting("ipo-sum", help=f"one for both sides: {', '.join(CONTRASTIVE)}; ipo is per token")
-    labels: Literal["hard", "drawn"] = setting(
-        "hard", help="hard: the likelier answer is chosen; drawn: with its probability"
-    )
+    labels: Labels = setting("hard", help="of fixed pairs; hard: the likelier answer; drawn: with its probability")
+    fresh_labels: Labels = setting("hard", help="the same of the online arms' answers, by the proxy")
     refresh_every: int = setting(1, help="steps that the online arms learn from one batch of samples; 1: always fresh")
     max_tokens: int = setting(256, help="longest answer, in training and when measured")
     both_orders: bool = setting(True, help="ask a judge that compares two answers in both orders")
@@ -51,7 +51,8 @@ class GapConfig:
         for name in named:
             check("experiments", name, tuple(EXPERIMENTS))
         check("loss", self.loss, CONTRASTIVE)
-        check("labels", self.labels, ("hard", "drawn"))
+        for name in ("labels", "fresh_labels"):
+            check(name, getattr(self, name), ("hard", "drawn"))
         check("on_judge_error", self.on_judge_error, ("stop", "skip-row"))
         for name, values in {"experiments": named, "betas": self.betas, "rates": self.rates}.items():
             if not values:

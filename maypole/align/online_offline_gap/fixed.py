@@ -17,7 +17,7 @@ from datasets import Dataset
 from maypole.align.drawing import draw
 from maypole.align.judging import Judge, judged
 from maypole.align.method import candidates
-from maypole.align.online_offline_gap.config import GapConfig
+from maypole.align.online_offline_gap.config import GapConfig, Labels
 from maypole.align.online_offline_gap.fresh import FreshPairs, first_wins
 from maypole.core.errors import UserError
 from maypole.core.judge import as_preference, call_preference, symmetric
@@ -33,7 +33,9 @@ ALIKE, TIED, NO_OPINION = "alike", "tied", "no opinion"
 _ANSWERS = ("chosen", "rejected")
 
 
-def labelled(rows: Dataset, judge: Judge, config: GapConfig, *, seed: int) -> tuple[list[dict[str, Any]], Counter[str]]:
+def labelled(
+    rows: Dataset, judge: Judge, config: GapConfig, labels: Labels, *, seed: int
+) -> tuple[list[dict[str, Any]], Counter[str]]:
     """The pairs of `rows` as `judge` labels them, whatever their own labels, and how many were left out, by reason."""
     left_out: Counter[str] = Counter()
     pairs = [(number, dict(row)) for number, row in enumerate(rows)]
@@ -52,7 +54,7 @@ def labelled(rows: Dataset, judge: Judge, config: GapConfig, *, seed: int) -> tu
     ).array
     found: list[dict[str, Any]] = []
     for (number, row), p in zip(kept, probabilities.tolist()):
-        wins = None if np.isnan(p) else first_wins(p, config.labels, seed, "pairs", number)
+        wins = None if np.isnan(p) else first_wins(p, labels, seed, "pairs", number)
         if wins is None:
             left_out[NO_OPINION if np.isnan(p) else TIED] += 1
             continue

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from maypole.align.method import JudgeKind, pair_of, rows_from
+from maypole.align.online_offline_gap.config import Labels
 from maypole.align.preference import CHOSEN
 from maypole.core.seeds import uniform
 from maypole.data.chat import Dropped
@@ -18,8 +19,6 @@ from maypole.data.rows import PAIR, RowType
 from maypole.engine.request import Sampling
 from maypole.train.answers import answer_tree
 from maypole.train.objective import Loss, Need, Objective, Segment, TokenBatch
-
-Labels = Literal["hard", "drawn"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from maypole.align.judging import Judge
 from maypole.align.online import drawn_prompts, online
 from maypole.align.online_offline_gap import fixed, replay
 from maypole.align.online_offline_gap.cells import Cell, cells
-from maypole.align.online_offline_gap.config import REPLAY, SHUFFLED, GapConfig, check_training
+from maypole.align.online_offline_gap.config import REPLAY, SHUFFLED, GapConfig, Labels, check_training
 from maypole.align.online_offline_gap.fresh import FreshPairs, Winner
 from maypole.align.online_offline_gap.measuring import Contest, Standing, Watch, points
 from maypole.align.online_offline_gap.report import report
@@ -196,8 +196,8 @@ class Bench:
     def objective(self, cell: Cell) -> Objective:
         return Winner() if cell.beta is None else objective_of(self.config.preference(cell.beta))
 
-    def method(self, objective: Objective, label: str = "labels") -> FreshPairs:
-        return FreshPairs(objective, self.config.max_tokens, self.config.labels, derive(self.seed, label))
+    def method(self, objective: Objective, labels: Labels) -> FreshPairs:
+        return FreshPairs(objective, self.config.max_tokens, labels, derive(self.seed, "labels"))
 
     def pairs(self, name: str) -> Dataset:
         return read(self.folder / Rows(name).file, PAIR)
@@ -234,7 +234,8 @@ def _make(bench: Bench, rows: Rows, path: Path) -> dict[str, Any]:
         return {"rows": len(answers)}
     if rows.name in (PAIRS, HELD_OUT):
         given = materials.pairs if rows.name == PAIRS else materials.held_out
-        found, left_out = fixed.labelled(given, bench.judge, config, seed=seed)
+        labels = config.labels if rows.name == PAIRS else "hard"  # what is told apart is told by the likelier answer
+        found, left_out = fixed.labelled(given, bench.judge, config, labels, seed=seed)
     else:
         policy = bench.policy()
         speaker = policy
@@ -243,7 +244,7 @@ def _make(bench: Bench, rows: Rows, path: Path) -> dict[str, Any]:
             assert strong is not None
             speaker = strong if isinstance(strong, LanguageModel) else strong()
         shared = speaker.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
-        method = bench.method(Winner(), rows.name)
+        method = bench.method(Winner(), config.labels)
         found, left_out = fixed.answered(
             speaker, materials.pairs, bench.judge, method, config, seed=seed, ids=shared
         )
@@ -260,7 +261,7 @@ def _train(bench: Bench, cell: Cell, path: Path) -> list[dict[str, Any]]:
             train = config.training(bench.train, cell.rate)
             watch = Watch(lm, bench.standing(cell, artifact), config.eval_every)
             if cell.of is None and cell.rows is None:
-                rounds, method = _rounds(config, train), bench.method(objective)
+                rounds, method = _rounds(config, train), bench.method(objective, config.fresh_labels)
                 prompts = bench.materials.prompts
                 online(lm, prompts, bench.proxy, method, rounds, train, out=artifact, seed=seed, callbacks=[watch])
             else:
