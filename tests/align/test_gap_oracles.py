@@ -178,7 +178,7 @@ def test_given_pairs_get_the_golden_judges_labels_and_what_teaches_nothing_is_co
 
 
 def test_a_golden_judge_that_answers_nan_is_named_with_its_row():
-    def broken(prompts: list, a: list, b: list, **columns: Any) -> list[float]:
+    def broken(prompts: list, a: list, b: list, **columns: Any) -> list[float | None]:
         return [float("nan") if "x" in text else 1.0 for text in a]
 
     pairs = [("same", "same"), ("a", "b"), ("x", "y")]
@@ -198,10 +198,10 @@ def test_a_policy_that_is_the_reference_tells_nothing_apart_and_swapped_pairs_te
 
 
 def test_wins_are_antisymmetric_around_a_half_and_equal_answers_tie():
-    def longer(prompts: list, completions: list, **columns: Any) -> list[float]:
+    def longer(prompts: list, completions: list, **columns: Any) -> list[float | None]:
         return [float(len(ids)) for ids in columns["completion_ids"]]
 
-    def sooner(prompts: list, a: list, b: list, **columns: Any) -> list[float]:
+    def sooner(prompts: list, a: list, b: list, **columns: Any) -> list[float | None]:
         return [0.9 if x < y else 0.1 if x > y else 0.5 for x, y in zip(a, b)]
 
     rows = [{"prompt": "p"}] * 3

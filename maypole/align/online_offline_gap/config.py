@@ -88,8 +88,10 @@ class GapConfig:
 def check_training(train: TrainConfig) -> None:
     """ConfigError where `train` says what `GapConfig` does."""
     plain = TrainConfig()
-    for name in ("max_steps", "num_train_epochs", "round_learning_rates"):
+    for name in ("max_steps", "num_train_epochs"):
         if getattr(train, name) != getattr(plain, name):
             raise ConfigError(f"train.{name}", getattr(train, name), "nothing: --steps is what every run takes")
-    if train.optimizer == "fresh":
-        raise ConfigError("train.optimizer", "fresh", "continue: all arms have one optimiser from step to step")
+    for name in ("optimizer", "init", "round_learning_rates"):
+        if getattr(train, name) != getattr(plain, name):
+            what = "nothing: one optimiser and one schedule from the first step to the last, in all arms"
+            raise ConfigError(f"train.{name}", getattr(train, name), what)
