@@ -65,8 +65,8 @@ class Sizes:
     examples_per_step: int = 48
     learning_rate: float = 5e-4
     judge: Learning = Learning(steps=1200, examples_per_step=64, learning_rate=1e-3)
-    weak_pairs: int = 1000
-    weak: Learning = Learning(steps=100, examples_per_step=64, learning_rate=1e-3)
+    weak_pairs: int = 3000
+    weak: Learning = Learning(steps=300, examples_per_step=64, learning_rate=1e-3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +151,11 @@ class Study:
 
 
 def run(seed: int, workdir: Path, sizes: Sizes = Sizes()) -> list[Effect]:
-    """One seed: the runs with a good reward model, and those of one beta with a weak one."""
+    """One seed, with a reward model that is good."""
     study = Study(seed, workdir, sizes)
     good = study.judge(sizes.pairs, sizes.judge, "judge")
     found = study.runs(good, study.config("gap", "coverage", "classification"), "runs")
-    weak = study.judge(sizes.weak_pairs, sizes.weak, "weak judge")
-    control = study.runs(weak, study.config("gap", betas=(TIGHT,)), "weak runs")
-    (workdir / "figures").mkdir(exist_ok=True)
+    (workdir / "figures").mkdir(parents=True, exist_ok=True)
     copyfile(found.folder / "gap.svg", workdir / "figures" / "online-offline-gap.svg")
     formed = _formed(study.corner, study.start, seed)
     return [
@@ -165,8 +163,17 @@ def run(seed: int, workdir: Path, sizes: Sizes = Sizes()) -> list[Effect]:
         Effect("the judge is good", "agrees with the truth", found.agreement, None, GATE, "ours>=", control=True),
         *_wins(found),
         *_order(found, sizes),
-        Effect("the weak judge is", "agrees with the truth", control.agreement, None, WEAK, "ours<=", control=True),
-        _best(control, "no lead with the weak judge", 0.0, "difference<="),
+    ]
+
+
+def weak(seed: int, workdir: Path, sizes: Sizes = Sizes()) -> list[Effect]:
+    """The same at one beta with a reward model that has seen little."""
+    study = Study(seed, workdir, sizes)
+    judge = study.judge(sizes.weak_pairs, sizes.weak, "judge")
+    found = study.runs(judge, study.config("gap", betas=(TIGHT,)), "runs")
+    return [
+        Effect("the judge is weak", "agrees with the truth", found.agreement, None, WEAK, "ours<=", control=True),
+        _best(found, "online not above offline", 0.0, "difference<="),
     ]
 
 
@@ -217,4 +224,4 @@ def _order(found: Found, sizes: Sizes) -> list[Effect]:
     return made
 
 
-PARTS = {"": Part(run)}
+PARTS = {"good-judge": Part(run), "weak-judge": Part(weak)}

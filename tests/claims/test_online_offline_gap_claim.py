@@ -81,10 +81,12 @@ def test_a_small_claim_runs_from_end_to_end(tmp_path):
         pairs=24, held_out=12, prompts=24, betas=(0.1, 0.03), steps=2, eval_every=1, examples_per_step=4, judge=quick,
         weak_pairs=12, weak=quick,
     )  # fmt: skip
-    effects = claim.run(11, tmp_path, sizes)
-    assert len(effects) == 13
+    effects = claim.run(11, tmp_path / "good", sizes)
+    assert len(effects) == 12
     again = next(effect for effect in effects if "same weights" in effect.metric)
     assert again.ours == 1.0
-    assert (tmp_path / "figures" / "online-offline-gap.svg").is_file()
-    report = json.loads((tmp_path / "runs" / "report.json").read_text())
+    assert (tmp_path / "good" / "figures" / "online-offline-gap.svg").is_file()
+    report = json.loads((tmp_path / "good" / "runs" / "report.json").read_text())
     assert report["proxy_accuracy"] == pytest.approx(effects[1].ours)
+    control = claim.weak(11, tmp_path / "weak", sizes)
+    assert [effect.control for effect in control] == [True, True]
