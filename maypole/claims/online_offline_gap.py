@@ -56,7 +56,7 @@ TIGHT = 0.1
 class Sizes:
     """Of the runs and of what is measured."""
 
-    pairs: int = 8000
+    pairs: int = 16_000
     held_out: int = 1000
     prompts: int = 768  # to answer, and to be measured on
     betas: tuple[float, ...] = (TIGHT, 0.03)
@@ -64,7 +64,7 @@ class Sizes:
     eval_every: int = 60
     examples_per_step: int = 48
     learning_rate: float = 5e-4
-    judge: Learning = Learning(steps=1200, examples_per_step=64, learning_rate=1e-3)
+    judge: Learning = Learning(steps=2400, examples_per_step=64, learning_rate=1e-3)
     weak_pairs: int = 3000
     weak: Learning = Learning(steps=300, examples_per_step=64, learning_rate=1e-3)
 
