@@ -34,7 +34,7 @@ def _quiet(tmp_path, monkeypatch):
 
 
 def found(**changes: float) -> Found:
-    points = [
+    points: list[Any] = [
         {"arm": arm, "beta": beta, "step": 60 * i, "win_rate": wins + changes.get(arm, 0.0), "kl": kl}
         for (arm, beta), some in MEASURED.items()
         for i, (wins, kl) in enumerate(some, 1)
