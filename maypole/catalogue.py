@@ -98,8 +98,8 @@ SYSTEMS: tuple[System, ...] = (
     ),
     _system(
         "rlhf-workflow", "RLHF Workflow: online iterative DPO", "2405.07863",
-        "align", "Workflow", "align online --method dpo",
-        "preferences over the model's own answers, round by round, without PPO",
+        "align", "IterativeDPO", "align online --method dpo",
+        "preferences over the model's own answers, round by round, without PPO", built=True,
     ),
     _system(
         "online-offline-gap", "The online-offline gap of alignment", "2405.08448",

@@ -25,14 +25,15 @@ _FUNCTIONS = {
     "dpo": losses.dpo,
     "cdpo": losses.dpo,
     "robust": losses.robust,
+    "rpo": losses.rpo,
     "ipo": losses.ipo,
     "ipo-sum": losses.ipo,
     "hinge": losses.hinge,
     "simpo": losses.simpo,
     "orpo": losses.orpo,
 }
-_PER_TOKEN = frozenset({"ipo", "simpo", "orpo"})
-"""Losses that want to know how long the answers are."""
+_LENGTHS = {"ipo": 2, "simpo": 2, "orpo": 2, "rpo": 1}
+"""Of how many answers a loss wants to know the length, the chosen one first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Pairs:
     def __call__(self, batch: TokenBatch) -> Loss:
         chosen, rejected = batch.sums(CHOSEN), batch.sums(REJECTED)
         counts = batch.counts(CHOSEN).clamp(min=1), batch.counts(REJECTED).clamp(min=1)
-        lengths = counts if self.options.loss in _PER_TOKEN else ()
+        lengths = counts[: _LENGTHS.get(self.options.loss, 0)]
         parameters = self.options.parameters
         references: tuple[torch.Tensor, ...] = ()
         if self.needs:

@@ -9,6 +9,7 @@ _DEFAULTS: dict[str, dict[str, float]] = {
     "dpo": {"beta": 0.1, "label_smoothing": 0.0},
     "cdpo": {"beta": 0.1, "label_smoothing": 0.1},
     "robust": {"beta": 0.1, "label_smoothing": 0.1},
+    "rpo": {"beta": 0.1, "rpo_alpha": 1.0},
     "ipo": {"beta": 0.1},
     "ipo-sum": {"beta": 0.1},
     "hinge": {"beta": 0.1},
@@ -29,6 +30,7 @@ class PreferenceOptions:
     loss: str = setting("dpo", help=f"{', '.join(LOSSES)}; kto takes rows with a label instead of pairs")
     beta: float | None = setting(None, help="how strongly to hold to the reference; default 0.1 (simpo, per token: 2)")
     label_smoothing: float | None = setting(None, help="share of wrong labels, of cdpo and robust; default 0.1")
+    rpo_alpha: float | None = setting(None, help="weight of the chosen answer's likelihood, of rpo; default 1")
     gamma: float | None = setting(None, help="lead that simpo asks of the chosen answer; default 1")
     desirable_weight: float | None = setting(None, help="of kto's good answers; default 1")
     undesirable_weight: float | None = setting(None, help="of kto's bad answers; default 1")

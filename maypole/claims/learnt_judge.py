@@ -22,6 +22,9 @@ from maypole.train.reward import BradleyTerry
 from maypole.village.describe import Oracle, describe_prompt, gold_reward, subject_of
 from maypole.village.draws import Draws
 
+AT_A_TIME = 32
+"""Answers about each person."""
+
 Contest = tuple[str, str, str]
 """A person, and two answers about them."""
 
@@ -49,13 +52,11 @@ def told_contests(corner: Corner, draws: Draws, count: int) -> list[Contest]:
 
 def drawn_contests(policy: Engine, corner: Corner, count: int, seed: int) -> list[Contest]:
     """Answers that a policy gives, everybody as often, no two alike in a contest."""
-    each = -(-count // len(corner.names))
-    said = answers(policy, corner.names, 2 * (each + each // 4), seed)
-    found = [
-        (name, *two)
-        for some in ([(name, two) for two in zip(said[name][::2], said[name][1::2])] for name in corner.names)
-        for name, two in [one for one in some if one[1][0] != one[1][1]][:each]
-    ]
+    found: list[Contest] = []
+    while len(found) < count:
+        said = answers(policy, corner.names, AT_A_TIME, derive(seed, "contests", len(found)))
+        pairs = ((name, *two) for name, some in said.items() for two in zip(some[::2], some[1::2]))
+        found += [contest for contest in pairs if contest[1] != contest[2]]
     return found[:count]
 
 
@@ -70,13 +71,25 @@ def labelled(contests: Iterable[Contest], judge: Oracle, draws: Draws) -> Datase
     return Dataset.from_list(rows)
 
 
+def preferred(contests: Iterable[Contest], judge: Oracle) -> Dataset:
+    """PAIR rows: chosen is the one that the judge likes better, where it likes one; nothing is drawn."""
+    rows = []
+    for name, first, second in contests:
+        prompt = describe_prompt(name)
+        probability = judge.probability(prompt, first, second)
+        if probability != 0.5:
+            chosen, rejected = (first, second) if probability > 0.5 else (second, first)
+            rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return Dataset.from_list(rows)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
     """How a reward model learns."""
 
-    steps: int = 600
-    examples_per_step: int = 64
-    learning_rate: float = 3e-3
+    steps: int = 1000
+    examples_per_step: int = 96
+    learning_rate: float = 1.5e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +111,4 @@ def learnt_judge(
     )  # fmt: skip
     fit(lm, pairs, BradleyTerry(), config, out=out, seed=derive(seed, "judge"))
     reward = RewardModel(Engine(lm))
-    return LearntJudge(reward, pair_accuracy(list(unseen), reward, seed=seed).accuracy)  # pyright: ignore[reportArgumentType]
+    return LearntJudge(reward, pair_accuracy(unseen.to_list(), reward, seed=seed).accuracy)

@@ -110,7 +110,7 @@ def test_another_reference_is_a_model_or_the_base_of_an_adapter_that_goes_on(may
     assert lines("same")[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["cdpo", "robust", "ipo", "hinge", "simpo", "orpo", "kto"])
+@pytest.mark.parametrize("loss", ["cdpo", "robust", "rpo", "ipo", "hinge", "simpo", "orpo", "kto"])
 def test_every_loss_trains_and_is_measured_on_rows_it_has_not_seen(maypole, loss: str):
     data = "answers.jsonl" if loss == "kto" else "pairs.jsonl"
     code, _, err = maypole(f"--loss {loss} --model base --data {data} --eval-data {data} --out o {TRAIN}")

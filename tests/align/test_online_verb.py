@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from maypole.align.online_verbs import online
+from maypole.align.online_verbs import OnlineOptions, online
 from maypole.cli.main import run
 from maypole.core.artifact import Artifact
+from maypole.core.config import from_yaml
 from maypole.core.progress import set_quiet
 from maypole.models import load, save
 from tests.engine.engine_fixtures import lm_of
 
+ROOT = Path(__file__).parents[2]
 TRAIN = "--train.examples-per-step 4 --train.learning-rate 1e-2 --train.precision fp32 --max-tokens 5 --n 3 --rounds 2"
 JUDGE = '''
 def score(prompts, completions, **columns):
@@ -91,6 +93,24 @@ def test_the_result_loads_and_the_same_command_finds_it(maypole, method: str):
     assert maypole(f"{line} --out better")[0] == 0
     assert Path("better", "model.safetensors").stat().st_mtime_ns == before
     assert json.loads(maypole(f"{line} --out better --json --dry-run")[1])["reuses"] == ["better"]
+
+
+def test_the_recipe_at_full_scale_says_what_the_paper_does():
+    config = from_yaml(OnlineOptions, ROOT / "examples" / "rlhf_workflow.yaml")
+    assert (config.method, config.n, config.rounds, config.prompts_per_round) == ("dpo", 8, 3, 20_000)
+    assert (config.beta, config.reference, config.history, config.workflow.pair) == (0.1, "initial", "none", "max_min")
+    train = config.train
+    assert (train.learning_rate, train.num_train_epochs, train.examples_per_step) == (5e-7, 2, 128)
+    assert (train.optimizer, train.init) == ("fresh", "previous")
+
+
+def test_the_recipe_of_the_village_plans_its_run(maypole):
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"number {i}"}) + "\n" for i in range(960)))
+    file = ROOT / "examples" / "rlhf_workflow_village.yaml"
+    code, out, err = maypole(f"--config {file} --judge judge.py:score --max-tokens 4 --json --dry-run")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert (plan["rows_kept"], plan["steps"]) == (960, 5 * 30)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_every_loss_is_the_sum_over_pairs_of_its_function(name: str):
     counts = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 3.0, 2.0])
     function: Callable[..., torch.Tensor] = getattr(losses, {"cdpo": "dpo", "ipo-sum": "ipo"}.get(name, name))
     given = () if name in WITHOUT_REFERENCE else reference
-    lengths = counts if name in ("ipo", "simpo", "orpo") else ()
+    lengths = counts[: {"ipo": 2, "simpo": 2, "orpo": 2, "rpo": 1}.get(name, 0)]
     expected = function(chosen, rejected, *given, *lengths, **options.parameters).sum()
     loss = objective(dataclasses.replace(batch, reference=None) if name in WITHOUT_REFERENCE else batch)
     assert loss.sum.item() == pytest.approx(expected.item())

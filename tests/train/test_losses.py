@@ -82,7 +82,7 @@ def same(ours: tuple[torch.Tensor, torch.Tensor], theirs: tuple[torch.Tensor, to
 
 def trl_dpo(answers: dict[str, torch.Tensor], logps: torch.Tensor, kind: str, **settings: Any) -> torch.Tensor:
     """The loss of DPOTrainer itself, from the token log-probs `logps`."""
-    completion = torch.cat([torch.zeros(2 * PAIRS, 1, dtype=torch.bool), answers["mask"]], 1).long()
+    completion = torch.cat([torch.zeros(len(answers["mask"]), 1, dtype=torch.bool), answers["mask"]], 1).long()
     ref_chosen, ref_rejected = answers["reference"].chunk(2)
     inputs = {
         "input_ids": torch.ones_like(completion), "attention_mask": torch.ones_like(completion),
@@ -299,6 +299,31 @@ def test_kto_weighs_gains_and_losses_around_the_mean():
     assert at_mean.tolist() == pytest.approx([1.5, 0.5])
     above = losses.kto(level + 5, torch.zeros(2), label, 2.0, beta=0.1)
     assert above.tolist() == pytest.approx([float(F.sigmoid(torch.tensor(-0.5))), float(F.sigmoid(torch.tensor(0.5)))])
+
+
+def test_rpo_is_dpo_and_the_likelihood_of_a_token_of_the_chosen_answer(answers):
+    chosen, rejected = answers["logps"].sum(1).chunk(2)
+    references = answers["reference"].chunk(2)
+    tokens = answers["mask"].sum(1).chunk(2)[0]
+    with_alpha = [losses.rpo(chosen, rejected, *references, tokens, beta=0.3, rpo_alpha=a) for a in (0.0, 2.0)]
+    torch.testing.assert_close(with_alpha[0], losses.dpo(chosen, rejected, *references, beta=0.3))
+    torch.testing.assert_close(with_alpha[1] - with_alpha[0], -2 * chosen / tokens)
+
+
+def test_rpo_of_one_pair_equals_trls_two_losses(answers):
+    """trl's second term is a mean over the tokens of a batch, which is a pair's own where it is alone."""
+    one = {name: value[[0, PAIRS]] for name, value in answers.items()}
+
+    def theirs(logps: torch.Tensor) -> torch.Tensor:
+        ends = [trl_dpo(one, logps, kind, beta=0.3) for kind in ("sigmoid", "sft")]
+        return ends[0] + 0.7 * ends[1]
+
+    def ours(logps: torch.Tensor) -> torch.Tensor:
+        chosen, rejected = logps.sum(1).chunk(2)
+        tokens = one["mask"].sum(1).chunk(2)[0]
+        return losses.rpo(chosen, rejected, *one["reference"].chunk(2), tokens, beta=0.3, rpo_alpha=0.7)
+
+    same(gradients(ours, one["logps"]), gradients(theirs, one["logps"]))
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo", "hinge", "robust"])
