@@ -87,9 +87,9 @@ def preferred(contests: Iterable[Contest], judge: Oracle) -> Dataset:
 class Learning:
     """How a reward model learns."""
 
-    steps: int = 1000
-    examples_per_step: int = 96
-    learning_rate: float = 1.5e-3
+    steps: int = 2400
+    examples_per_step: int = 64
+    learning_rate: float = 1e-3
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ APART = 0.01
 class Course:
     """`pairs` fill their steps, so that both pass over them in the same steps."""
 
-    pairs: int = 84 * 96
+    pairs: int = 125 * 64
     unseen: int = 2_000
     learning: Learning = Learning(steps=400)
 

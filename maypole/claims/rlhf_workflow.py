@@ -57,6 +57,7 @@ STATEMENT = (
 )
 BETA = 0.4
 ROUNDS, STEPS = 5, 30
+MISLED_ROUNDS = 3
 LIKES_LENGTH, LIKES_LENGTH_TOO_WELL = 0.25, 0.6
 """What a clause more is worth to who labels, beside 1 for a right one and -1 for a wrong one."""
 PRICE = 0.1
@@ -80,6 +81,7 @@ class Sizes:
     said: int = 34  # answers about each person behind a rate of winning, 816 in all
     rivals: int = 64  # of the first policy, to each
     learning: Learning = Learning()
+    bad_learning: Learning = Learning(steps=400)
 
 
 Points = Mapping[int, Mapping[str, float]]
@@ -98,10 +100,10 @@ class Trial:
             Engine(self.start), self.corner, sizes.judged + sizes.unseen, derive(seed, "judged")
         )  # fmt: skip
 
-    def judge(self, labeller: Oracle, name: str) -> LearntJudge:
+    def judge(self, labeller: Oracle, name: str, learning: Learning) -> LearntJudge:
         """A reward model that has learnt from pairs of the first policy's answers, and knows nothing of the truth."""
         unseen = preferred(self.contests[: self.sizes.unseen], labeller)
-        out, learning = self.workdir / name, self.sizes.learning
+        out = self.workdir / name
         return learnt_judge(self.start, self._judged(labeller), unseen, self.seed, out, learning)
 
     def offline(self, labeller: Oracle) -> Points:
@@ -126,7 +128,7 @@ class Trial:
         )  # fmt: skip
         return self._ended(curve.points, lm)
 
-    def iterative(self, judge: LearntJudge, name: str, price: float = 0.0) -> Points:
+    def iterative(self, judge: LearntJudge, name: str, price: float = 0.0, rounds: int = ROUNDS) -> Points:
         """Through the online loop, held to the first policy."""
         lm = twin(self.start)
         curve = self._curve(lm)
@@ -134,8 +136,8 @@ class Trial:
             PreferenceOptions(beta=BETA), Sampling(n=8, max_tokens=LONGEST), WorkflowOptions(length_penalty=price)
         )
         online(
-            lm, self.corner.prompts(ROUNDS * self.sizes.prompts), judge.reward, method,
-            OnlineConfig(rounds=ROUNDS, reference="initial"), self._config(ROUNDS * self.sizes.steps),
+            lm, self.corner.prompts(rounds * self.sizes.prompts), judge.reward, method,
+            OnlineConfig(rounds=rounds, reference="initial"), self._config(rounds * self.sizes.steps),
             out=self.workdir / name, seed=derive(self.seed, "rounds"), callbacks=[curve],
         )  # fmt: skip
         return self._ended(curve.points, lm)
@@ -192,14 +194,14 @@ def learnt(seed: int, workdir: Path, sizes: Sizes = Sizes()) -> list[Effect]:
     """One seed: a reward model, DPO on given pairs, and three iterative runs."""
     trial = Trial(seed, workdir, sizes)
     likes = {bias: oracle(trial.corner, "length-biased", bias) for bias in (LIKES_LENGTH, LIKES_LENGTH_TOO_WELL)}
-    good = trial.judge(likes[LIKES_LENGTH], "judge")
-    bad = trial.judge(likes[LIKES_LENGTH_TOO_WELL], "bad judge")
+    good = trial.judge(likes[LIKES_LENGTH], "judge", sizes.learning)
+    bad = trial.judge(likes[LIKES_LENGTH_TOO_WELL], "bad judge", sizes.bad_learning)
     points = {
         OFFLINE: trial.offline(likes[LIKES_LENGTH]),
         OWN: trial.on_judged(likes[LIKES_LENGTH]),
         ITERATIVE: trial.iterative(good, ITERATIVE),
         PRICED: trial.iterative(good, PRICED, PRICE),
-        MISLED: trial.iterative(bad, MISLED),
+        MISLED: trial.iterative(bad, MISLED, rounds=MISLED_ROUNDS),
     }
     rounds = json.loads((workdir / MISLED / "rounds.json").read_text())
     pleased = [line["score"] for line in rounds]

@@ -78,7 +78,7 @@ def test_labels_are_drawn_and_the_truth_is_nobodys_taste():
 def test_a_small_run_measures_all_effects(tmp_path):
     sizes = Sizes(
         judged=96, unseen=48, given=48, prompts=24, examples_per_step=12, steps=2, said=2, rivals=4,
-        learning=Learning(steps=4, examples_per_step=12),
+        learning=Learning(steps=4, examples_per_step=12), bad_learning=Learning(steps=2, examples_per_step=12),
     )  # fmt: skip
     found = claim.learnt(0, tmp_path, sizes)
     assert len(found) == 11

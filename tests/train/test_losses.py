@@ -303,10 +303,12 @@ def test_kto_weighs_gains_and_losses_around_the_mean():
 
 def test_rpo_is_dpo_and_the_likelihood_of_a_token_of_the_chosen_answer(answers):
     chosen, rejected = answers["logps"].sum(1).chunk(2)
-    references = answers["reference"].chunk(2)
+    before = answers["reference"].chunk(2)
     tokens = answers["mask"].sum(1).chunk(2)[0]
-    with_alpha = [losses.rpo(chosen, rejected, *references, tokens, beta=0.3, rpo_alpha=a) for a in (0.0, 2.0)]
-    torch.testing.assert_close(with_alpha[0], losses.dpo(chosen, rejected, *references, beta=0.3))
+    with_alpha = [
+        losses.rpo(chosen, rejected, before[0], before[1], tokens, beta=0.3, rpo_alpha=a) for a in (0.0, 2.0)
+    ]
+    torch.testing.assert_close(with_alpha[0], losses.dpo(chosen, rejected, before[0], before[1], beta=0.3))
     torch.testing.assert_close(with_alpha[1] - with_alpha[0], -2 * chosen / tokens)
 
 
@@ -320,8 +322,8 @@ def test_rpo_of_one_pair_equals_trls_two_losses(answers):
 
     def ours(logps: torch.Tensor) -> torch.Tensor:
         chosen, rejected = logps.sum(1).chunk(2)
-        tokens = one["mask"].sum(1).chunk(2)[0]
-        return losses.rpo(chosen, rejected, *one["reference"].chunk(2), tokens, beta=0.3, rpo_alpha=0.7)
+        tokens, before = one["mask"].sum(1).chunk(2)[0], one["reference"].chunk(2)
+        return losses.rpo(chosen, rejected, before[0], before[1], tokens, beta=0.3, rpo_alpha=0.7)
 
     same(gradients(ours, one["logps"]), gradients(theirs, one["logps"]))
 
