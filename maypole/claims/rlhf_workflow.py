@@ -6,7 +6,8 @@ answers too. `learnt` is that experiment; `reward` trains the reward model besid
 """
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from maypole.claims.learnt_judge import (
 )  # fmt: skip
 from maypole.claims.reward_beside_trl import reward
 from maypole.claims.rlhf_workflow_picture import picture
+from maypole.core.atomic import write_atomic
 from maypole.core.seeds import derive
 from maypole.engine import Engine, Sampling
 from maypole.evaluate.kl import kl
@@ -109,11 +111,12 @@ class Trial:
     def offline(self, labeller: Oracle) -> Points:
         """DPO on answers that people gave."""
         draws = Draws(self.seed, "given")
-        return self._dpo(labelled(told_contests(self.corner, draws, self.sizes.given), labeller, draws), OFFLINE)
+        pairs = labelled(told_contests(self.corner, draws, self.sizes.given), labeller, draws)
+        return self._once(OFFLINE, lambda: self._dpo(pairs, OFFLINE))
 
     def on_judged(self, labeller: Oracle) -> Points:
         """DPO on the pairs that the judge has learnt from."""
-        return self._dpo(self._judged(labeller), OWN)
+        return self._once(OWN, lambda: self._dpo(self._judged(labeller), OWN))
 
     def _judged(self, labeller: Oracle) -> Dataset:
         return labelled(self.contests[self.sizes.unseen :], labeller, Draws(self.seed, "labels"))
@@ -130,6 +133,9 @@ class Trial:
 
     def iterative(self, judge: LearntJudge, name: str, price: float = 0.0, rounds: int = ROUNDS) -> Points:
         """Through the online loop, held to the first policy."""
+        return self._once(name, lambda: self._iterative(judge, name, price, rounds))
+
+    def _iterative(self, judge: LearntJudge, name: str, price: float, rounds: int) -> Points:
         lm = twin(self.start)
         curve = self._curve(lm)
         method = IterativeDPO(
@@ -141,6 +147,15 @@ class Trial:
             out=self.workdir / name, seed=derive(self.seed, "rounds"), callbacks=[curve],
         )  # fmt: skip
         return self._ended(curve.points, lm)
+
+    def _once(self, name: str, run: Callable[[], Points]) -> Points:
+        """What an arm measured; one that was cut off runs from its beginning, for its points are not on the disk."""
+        path = self.workdir / f"{name}.json"
+        if not path.is_file():
+            for left in (self.workdir / name, self.workdir / f"{name}.part"):
+                shutil.rmtree(left, ignore_errors=True)
+            write_atomic(path, json.dumps(run()))
+        return {int(step): point for step, point in json.loads(path.read_text()).items()}
 
     def best_of_eight(self, name: str) -> float:
         """How often the answer that its judge likes best of a prompt's eight in the first round beats the others."""
