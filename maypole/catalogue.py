@@ -109,7 +109,7 @@ SYSTEMS: tuple[System, ...] = (
     _system(
         "flame", "FLAME: factuality-aware alignment", "2405.01525",
         "align", "flame", "align flame",
-        "instruction tuning taught the model to invent: keep it to what it knows",
+        "instruction tuning taught the model to invent: keep it to what it knows", built=True,
     ),
     _system(
         "openrlhf", "OpenRLHF: PPO on Ray", "2405.11143",

@@ -20,6 +20,16 @@ def prefers(prompts, a, b, **columns):
     return [1.0 if len(x) < len(y) else 0.0 if len(x) > len(y) else 0.5 for x, y in zip(a, b)]
 """
 
+FACTS = """
+from maypole.evaluate import AtomicChecker
+
+checker = AtomicChecker(lambda topics, texts: [t.split(". ") for t in texts], lambda facts, found: [True] * len(facts))
+"""
+FIND = """
+def search(query, k):
+    return [f"{query}: nobody has written about that."][:k]
+"""
+
 
 def furnish(folder: Path) -> None:
     """Put a model (`base`, and as `reference`), keys, an adapter, a program and all common rows into `folder`."""
@@ -39,7 +49,13 @@ def furnish(folder: Path) -> None:
     write_rows(folder / "prompts.jsonl", [{"prompt": row["question"]} for row in questions])
     pairs = [{"prompt": f"Who keeps {thing}? ", "chosen": name, "rejected": "Nobody"} for name, thing in facts]
     write_rows(folder / "pairs.jsonl", pairs)
+    asked = [{"prompt": f"Who keeps {thing}?", "completion": f" {name} does."} for name, thing in facts]
+    write_rows(folder / "asked.jsonl", asked)
+    write_rows(folder / "known.jsonl", [{"title": name, "text": f"{name} keeps {thing}."} for name, thing in facts])
+    write_rows(folder / "answers.jsonl", [{"topic": name, "output": f"{name} keeps {thing}."} for name, thing in facts])
     (folder / "judge.py").write_text(JUDGE)
+    (folder / "facts.py").write_text(FACTS)
+    (folder / "find.py").write_text(FIND)
     (folder / "keys.txt").write_text("a-key\n")
     (folder / "adapters" / "fr").mkdir(parents=True)
     (folder / "adapters" / "fr" / "adapter_config.json").write_text("{}")

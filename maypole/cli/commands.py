@@ -13,6 +13,10 @@ COMMANDS: Table = {
         "maypole.align.verbs:dpo",
         "Train a model on preferences: DPO, or another loss on chosen and rejected answers.",
     ),
+    ("align", "flame"): (
+        "maypole.align.flame_verbs:flame",
+        "Fine-tune a model and train its preferences so that it learns to answer and not to invent.",
+    ),
     ("align", "gap"): (
         "maypole.align.gap_verbs:gap",
         "Find out whether fresh answers are worth their cost: online and offline training, beside each other.",
@@ -37,6 +41,10 @@ COMMANDS: Table = {
     ("engine", "generate"): ("maypole.engine.verbs:generate", "Continue prompts with a model."),
     ("engine", "score"): ("maypole.engine.verbs:score", "Score continuations: how likely a model finds them."),
     ("engine", "embed"): ("maypole.engine.verbs:embed", "Turn texts into vectors."),
+    ("evaluate", "facts"): (
+        "maypole.evaluate.fact_verbs:facts",
+        "Check the facts that answers state against documents, one by one.",
+    ),
     ("evaluate", "perplexity"): (
         "maypole.evaluate.verbs:perplexity",
         "Measure how surprised a model is by text.",

@@ -1,4 +1,14 @@
 from . import judges as judges
+from .fact_models import ModelDecomposer as ModelDecomposer
+from .fact_models import ModelVerifier as ModelVerifier
+from .fact_report import Atom as Atom
+from .fact_report import FactReport as FactReport
+from .fact_report import FactScore as FactScore
+from .fact_report import factscore as factscore
+from .fact_sources import Documents as Documents
+from .fact_sources import KnowledgeGraph as KnowledgeGraph
+from .factuality import AtomicChecker as AtomicChecker
+from .factuality import FactReward as FactReward
 from .kl import KL as KL
 from .kl import kl as kl
 from .metrics import METRICS as METRICS
@@ -23,6 +33,15 @@ __all__ = [
     "KL",
     "METRICS",
     "Accuracy",
+    "Atom",
+    "AtomicChecker",
+    "Documents",
+    "FactReport",
+    "FactReward",
+    "FactScore",
+    "KnowledgeGraph",
+    "ModelDecomposer",
+    "ModelVerifier",
     "Perplexity",
     "Score",
     "TaskScores",
@@ -31,6 +50,7 @@ __all__ = [
     "document_nll",
     "exact_match",
     "f1",
+    "factscore",
     "judges",
     "kl",
     "normalize",

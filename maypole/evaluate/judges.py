@@ -37,9 +37,11 @@ def load(spec: str, *, engine: Engine | None = None) -> Reward | Preference:
     """
     if spec.startswith(("http://", "https://")):
         raise UnsupportedCapability("a model behind a URL cannot judge", spec, _EXPECTED)
-    file, colon, name = spec.rpartition(":")
-    if colon and file.endswith(".py"):
-        return _function(Path(file), name, spec)
+    if spec.rpartition(":")[0].endswith(".py"):
+        named = function_of(spec)
+        if callable(named):
+            return named
+        raise UserError(f"a {type(named).__name__} cannot judge", spec, "a function, or what can be called as one")
     if not Path(spec).is_dir() and (spec.count("/") != 1 or spec.startswith(("/", ".", "~"))):
         raise UserError("not a judge", spec, _EXPECTED)
     return _model(local(spec), spec)
@@ -112,9 +114,12 @@ def is_preference(judge: Reward | Preference) -> bool:
     return "a" in parameters and "b" in parameters
 
 
-def _function(file: Path, name: str, spec: str) -> Any:
+def function_of(spec: str) -> Any:
+    """What ``file.py:function`` names: a function, or any object of that name in the file."""
+    place, _, name = spec.rpartition(":")
+    file = Path(place)
     if not file.is_file():
-        raise UserError("no such file", str(file), _EXPECTED)
+        raise UserError("no such file", str(file), "file.py:function")
     module_name = f"maypole_judge_{digest(str(file.resolve()))}"
     found = importlib.util.spec_from_file_location(module_name, file)
     if found is None or found.loader is None:
@@ -126,7 +131,7 @@ def _function(file: Path, name: str, spec: str) -> Any:
     except Exception as error:
         raise JudgeError(f"the file raised {type(error).__name__}: {error}", str(file)) from error
     function = getattr(module, name, None)
-    if not callable(function):
+    if function is None:
         known = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
         raise UserError(f"no function {name!r}", spec, f"functions there: {', '.join(known) or 'none'}")
     return function

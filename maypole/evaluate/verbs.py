@@ -157,7 +157,7 @@ def perplexity(config: PerplexityOptions) -> PerplexityReport | Artifact | DryRu
         from maypole.engine.opening import open_engine
         from maypole.evaluate.perplexity import perplexity as measured
 
-        rows = _read(config, kind)
+        rows = rows_of(config, kind)
         with track("perplexity", len(rows), "documents") as step:
             found = measured(
                 open_engine(config),
@@ -181,7 +181,7 @@ def perplexity(config: PerplexityOptions) -> PerplexityReport | Artifact | DryRu
         items = zip(found.documents.tolist(), found.nll.tolist(), found.tokens.tolist())
         return report, ({"row": row, "nll": nll, "tokens": count} for row, nll, count in items)
 
-    return _run("perplexity", config, kind, measure)
+    return measurement("perplexity", config, kind, measure)
 
 
 def tasks(config: TasksOptions) -> TasksReport | Artifact | DryRun:
@@ -201,7 +201,7 @@ def tasks(config: TasksOptions) -> TasksReport | Artifact | DryRun:
         from maypole.engine.opening import open_engine
         from maypole.evaluate.tasks import task_scores
 
-        rows = _read(config, None)
+        rows = rows_of(config, None)
         sampling = Sampling(
             max_tokens=config.max_tokens, temperature=config.temperature, stop=config.stop, seed=config.seed
         )
@@ -221,7 +221,7 @@ def tasks(config: TasksOptions) -> TasksReport | Artifact | DryRun:
         )
         return TasksReport(_name(config), scores), items
 
-    return _run("tasks", config, None, measure)
+    return measurement("tasks", config, None, measure)
 
 
 def winrate(config: WinrateOptions) -> WinrateReport | Artifact | DryRun:
@@ -239,7 +239,7 @@ def winrate(config: WinrateOptions) -> WinrateReport | Artifact | DryRun:
         from maypole.evaluate.win_rate import outcomes, summary
 
         judge = judges.load_all(config.judge, config.judge_weights or None)
-        rows = _read(config, None)
+        rows = rows_of(config, None)
         prompts = [_field(row, "prompt", i) for i, row in enumerate(rows)]
         if config.model is None:
             a, b = ([_field(row, name, i) for i, row in enumerate(rows)] for name in (config.a, config.b))
@@ -258,7 +258,7 @@ def winrate(config: WinrateOptions) -> WinrateReport | Artifact | DryRun:
         )
         return report, items
 
-    return _run("winrate", config, None, measure)
+    return measurement("winrate", config, None, measure)
 
 
 def _answers(config: WinrateOptions, prompts: Sequence[Any]) -> tuple[list[str], list[str]]:
@@ -287,10 +287,10 @@ def _answers(config: WinrateOptions, prompts: Sequence[Any]) -> tuple[list[str],
     return answers, ask(rival, None)
 
 
-def _run(kind: str, config: EvaluateOptions, row_type: "RowType | None", measure: Callable[[], Measured]) -> Any:
+def measurement(kind: str, config: EvaluateOptions, row_type: "RowType | None", measure: Callable[[], Measured]) -> Any:
     """The report; or with --out an artifact with it and its items; or what would be done."""
     if config.dry_run:
-        count = len(_read(config, row_type, 1000))
+        count = len(rows_of(config, row_type, 1000))
         return DryRun(rows_kept=count, files=("report.json", "items.jsonl") if config.out else ())
     if config.out is None:
         return measure()[0]
@@ -311,7 +311,10 @@ def _run(kind: str, config: EvaluateOptions, row_type: "RowType | None", measure
         return artifact.finish({name: value for name, value in numbers.items() if isinstance(value, int | float)})
 
 
-def _read(config: EvaluateOptions, row_type: "RowType | None", limit: int | None = None) -> Sequence[Mapping[str, Any]]:
+def rows_of(
+    config: EvaluateOptions, row_type: "RowType | None", limit: int | None = None
+) -> Sequence[Mapping[str, Any]]:
+    """The rows of ``--data``, at most `limit`; without a row type as they stand."""
     from maypole.data import read, stream
 
     wanted = min(config.limit or 2**62, limit or 2**62)
