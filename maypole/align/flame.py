@@ -201,7 +201,7 @@ class _Run:
         if not factual:
             raise UserError("no prompt asks for facts", "--eval-data", "some that do, to measure how true answers are")
         reports = self.checker.check([text_of(prompts[i]) for i in factual], [said[i] for i in factual])
-        numbers = asdict(factscore(reports, self.config.gamma)) | self._judged(prompts, said)
+        numbers = {**asdict(factscore(reports, self.config.gamma)), **self._judged(prompts, said)}
         lines = [_line(i, said[i], report) for i, report in zip(factual, reports)]
         write_atomic(path.with_suffix(".jsonl"), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         write_atomic(path, json.dumps(numbers, indent=2) + "\n")

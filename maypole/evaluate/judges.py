@@ -38,10 +38,7 @@ def load(spec: str, *, engine: Engine | None = None) -> Reward | Preference:
     if spec.startswith(("http://", "https://")):
         raise UnsupportedCapability("a model behind a URL cannot judge", spec, _EXPECTED)
     if spec.rpartition(":")[0].endswith(".py"):
-        named = function_of(spec)
-        if callable(named):
-            return named
-        raise UserError(f"a {type(named).__name__} cannot judge", spec, "a function, or what can be called as one")
+        return _called(function_of(spec), spec)
     if not Path(spec).is_dir() and (spec.count("/") != 1 or spec.startswith(("/", ".", "~"))):
         raise UserError("not a judge", spec, _EXPECTED)
     return _model(local(spec), spec)
@@ -112,6 +109,12 @@ def is_preference(judge: Reward | Preference) -> bool:
     except (TypeError, ValueError) as error:
         raise JudgeError("the judge's parameters cannot be read", expected="a function") from error
     return "a" in parameters and "b" in parameters
+
+
+def _called(judge: Any, spec: str) -> Any:
+    if not callable(judge):
+        raise UserError(f"a {type(judge).__name__} cannot judge", spec, "a function, or what can be called as one")
+    return judge
 
 
 def function_of(spec: str) -> Any:

@@ -83,7 +83,7 @@ KILLS: dict[str, tuple[Callable[[], None], list[str], list[str]]] = {
     ),
     "in the middle of fine-tuning": (
         partial(kill_before, PackedTrainer, "training_step", lambda self, *a: self.state.global_step == 2),
-        ["facts/before.json", "sft.part/checkpoints/step-2"], ["sft", "pairs.parquet"],
+        ["facts/before.json", "sft.part/checkpoints/step-00000002"], ["sft", "pairs.parquet"],
     ),
     "while pairs are made": (
         partial(kill_before, fact_pairs, "judged", lambda samples, *args: True),
@@ -94,11 +94,11 @@ KILLS: dict[str, tuple[Callable[[], None], list[str], list[str]]] = {
             kill_before, PackedTrainer, "training_step",
             lambda self, *a: self.state.global_step == 2 and self.reference is not None,
         ),
-        ["pairs.parquet", "facts/sft.json", "checkpoints/step-2"], ["facts/after.json"],
+        ["pairs.parquet", "facts/sft.json", "checkpoints/step-00000002"], ["facts/after.json"],
     ),
     "before the last measurement": (
         partial(kill_before, _Run, "_measure", lambda self, name, *args: name == AFTER),
-        ["checkpoints/step-3"], ["facts/after.json", "facts.json"],
+        ["checkpoints/step-00000003"], ["facts/after.json", "facts.json"],
     ),
 }  # fmt: skip
 

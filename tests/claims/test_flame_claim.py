@@ -87,16 +87,16 @@ def test_half_of_the_people_are_known_well_and_half_are_held_out():
 
 def test_what_is_taught_is_true_and_rings_as_often_as_it_says():
     people = Biographies(3)
-    rows = people.instructions(Draws(3, "instructions"), 2)
-    factual = asks_for_facts(rows["prompt"])
-    assert factual == [True] * 60 + [False] * 60
-    reports = people.checker().check(rows["prompt"][:60], rows["completion"][:60])
+    rows = people.instructions(Draws(3, "instructions"), 2).to_list()
+    prompts, answers = [row["prompt"] for row in rows], [row["completion"] for row in rows]
+    assert asks_for_facts(prompts) == [True] * 60 + [False] * 60
+    reports = people.checker().check(prompts[:60], answers[:60])
     assert all((report.precision, report.correct) == (1.0, len(KNOWN)) for report in reports)
-    assert clause_count([""] * 60, rows["completion"][:60]) == [5.0] * 60
-    assert all(row["completion"] == bells(row["prompt"].count("ding") or int(row["prompt"].split()[1][:-1]))
-               for row in rows.select(range(60, 120)))  # fmt: skip
+    assert clause_count([""] * 60, answers[:60]) == [5.0] * 60
+    assert answers[60:] == [bells(int(prompt.split()[1][:-1])) for prompt in prompts[60:]]
     tokenizer = people.tokenizer()
-    assert not any(tokenizer.unk_token_id in tokenizer(row["prompt"] + row["completion"])["input_ids"] for row in rows)
+    ids = [tokenizer(prompt + answer)["input_ids"] for prompt, answer in zip(prompts, answers)]
+    assert not any(tokenizer.unk_token_id in some for some in ids)
 
 
 def test_the_checker_knows_right_from_wrong_and_from_no_clause_at_all():
