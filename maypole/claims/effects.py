@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-Rule = Literal["difference>=", "difference<=", "ratio>=", "ratio<=", "ours>=", "ours<="]
+Rule = Literal["difference>=", "difference<=", "ratio>=", "ratio<=", "ours>=", "ours<=", "mean difference>="]
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
     """One number a side, from one seed: `ours` beside `baseline`, and what would have to be true of them.
 
-    An ordering a < b < c is two effects. A `control` (the effect must vanish here, the probe must work there) has to
-    hold too. `baseline` is None where the rule speaks of `ours` alone.
+    An ordering a < b < c is two effects. With "mean difference>=" the mean over seeds decides, whatever its interval. A
+    `control` (the effect must vanish here, the probe must work there) has to hold too. `baseline` is None where the
+    rule speaks of `ours` alone.
     """
 
     name: str

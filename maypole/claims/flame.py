@@ -75,6 +75,7 @@ class Sizes:
     candidates: int = 4
     dpo_epochs: int = 2
     dpo_rate: float = 1e-4
+    dpo_batch: int = 64
     beta: float = 0.3
     batch: int = 64
     said: int = 20  # answers about each person that are checked
@@ -117,13 +118,13 @@ class School:
         draw(lm, Init(), torch.Generator().manual_seed(derive(self.seed, "init")))
         rows = self.people.documents(Draws(self.seed, "documents"), sizes.base_steps * sizes.base_batch)
         config = self._config(
-            sizes.base_rate, "cosine", max_steps=sizes.base_steps, examples_per_step=sizes.base_batch
+            sizes.base_rate, "cosine", max_steps=sizes.base_steps, examples_per_step=sizes.base_batch, warmup_ratio=0.05
         )
         return self._fitted(lm, rows, Completions(), config, BASE)
 
     def taught(self, rows: Dataset, name: str) -> LanguageModel:
         """The base after ordinary fine-tuning on `rows`."""
-        config = self._config(self.sizes.sft_rate, "constant", max_steps=self.sizes.sft_steps)
+        config = self._config(self.sizes.sft_rate, "linear", max_steps=self.sizes.sft_steps)
         return self._fitted(twin(self.base), rows, Completions(), config, name)
 
     def own_answers(self) -> Dataset:
@@ -139,8 +140,8 @@ class School:
         return build_sft(Engine(self.base), rows, asks_for_facts, writing, seed=self.seed).rows
 
     def pairs(self, policy: LanguageModel) -> Dataset:
-        """Both kinds, about people of whom no answer was taught, over and over."""
-        names = [person.name for person in self.people.of("asked")]
+        """Both kinds, about everybody but the held-out people, over and over."""
+        names = [person.name for person in self.people.of("taught", "asked")]
         prompts = [instruction(names[i % len(names)]) for i in range(self.sizes.prompts)]
         sampling = Sampling(n=self.sizes.candidates, max_tokens=LONGEST)
         return build_pairs(
@@ -152,7 +153,10 @@ class School:
         """`policy` after DPO on the pairs of these kinds."""
         kept = [i for i, kind in enumerate(pairs["kind"]) if kind in kinds]
         objective = Pairs(PreferenceOptions(beta=self.sizes.beta))
-        config = self._config(self.sizes.dpo_rate, "linear", num_train_epochs=self.sizes.dpo_epochs)
+        sizes = self.sizes
+        config = self._config(
+            sizes.dpo_rate, "linear", num_train_epochs=sizes.dpo_epochs, examples_per_step=sizes.dpo_batch
+        )
         return self._fitted(twin(policy), pairs.select(kept), objective, config, name)
 
     def standing(self, lm: LanguageModel, *, raw: bool = False) -> Standing:
@@ -187,10 +191,10 @@ class School:
         right = [bells(n).strip() for n in numbers for _ in range(self.sizes.said)]
         return 100 * sum(output.text.strip() == text for output, text in zip(outputs, right)) / len(right)
 
-    def _config(self, learning_rate: float, schedule: str, **changes: int) -> TrainConfig:
+    def _config(self, learning_rate: float, schedule: str, **changes: float) -> TrainConfig:
         given: dict[str, Any] = {"examples_per_step": self.sizes.batch, **changes}
         return TrainConfig(
-            learning_rate=learning_rate, lr_scheduler_type=schedule, precision="fp32", save_steps=10_000, **given
+            learning_rate=learning_rate, lr_scheduler_type=schedule, precision="fp32", save_steps=10_000, **given,
         )  # fmt: skip
 
     def _fitted(
@@ -231,7 +235,7 @@ APART = 12.0
 """By which own answers keep a model more precise than given ones; the sheet measured 19 to 33."""
 FAR_APART = 10.0
 BACK = 2.0
-"""What truth takes back in the mean over three seeds, which is asked of each here; the sheet measured 3 to 6."""
+"""What truth takes back of that in the mean, and nothing less than 0 anywhere; the sheet measured 3 to 6."""
 AS_WELL = -3.0
 
 
@@ -246,7 +250,8 @@ def effects(found: Mapping[str, Standing]) -> list[Effect]:
         Effect("the base knows of some but a part", right, base.tail.correct, None, 2.0, "ours<=", control=True),
         Effect("own answers above given ones", FS, fs[OWN], fs[HUMAN], APART, "difference>="),
         Effect("DPO for length lowers", FS, fs[OWN_IF], fs[OWN], 0.0, "difference<="),
-        Effect("FLAME above DPO for length", FS, fs[FLAME], fs[OWN_IF], BACK, "difference>="),
+        Effect("FLAME above DPO for length", FS, fs[FLAME], fs[OWN_IF], 0.0, "difference>="),
+        Effect("FLAME above DPO for length, in the mean", FS, fs[FLAME], fs[OWN_IF], BACK, "mean difference>="),
         Effect("FLAME above given answers and DPO", FS, fs[FLAME], fs[HUMAN_IF], FAR_APART, "difference>="),
         Effect("FLAME says no less than before", right, flame.facts.correct, own.facts.correct, 0.0, "difference>="),
         Effect("FLAME answers", "respond ratio", flame.facts.respond_ratio, None, 0.9, "ours>=", control=True),

@@ -1,7 +1,7 @@
 """Whether measured effects support a claim. Knows nothing about how they were measured.
 
 With three seeds or more the unfavourable end of the 95 % interval has to pass (paired bootstrap by seed: at three,
-every seed passes); with fewer there is no interval and the point estimate decides.
+every seed passes); with fewer there is no interval and the point estimate decides, as it does where a rule says so.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,13 @@ def judge(seeds: Sequence[Effect]) -> dict[str, Any]:
     values, against = [_value(e) for e in seeds], [_base(e) for e in seeds]
     estimate = sum(v - a for v, a in zip(values, against)) / len(seeds)
     interval = paired_bootstrap(values, against, seed=0) if len(seeds) >= INTERVAL_FROM else None
+    low = high = estimate
+    if interval is not None and not first.rule.startswith("mean"):
+        low, high = interval.low, interval.high
     if first.rule.endswith(">="):
-        holds = (interval.low if interval else estimate) >= first.threshold - ROUNDING
+        holds = low >= first.threshold - ROUNDING
     else:
-        holds = (interval.high if interval else estimate) <= first.threshold + ROUNDING
+        holds = high <= first.threshold + ROUNDING
     return {
         "name": first.name,
         "metric": first.metric,
@@ -55,4 +58,4 @@ def _value(effect: Effect) -> float:
 
 
 def _base(effect: Effect) -> float:
-    return effect.baseline or 0.0 if effect.rule.startswith("difference") else 0.0
+    return effect.baseline or 0.0 if "difference" in effect.rule else 0.0

@@ -66,7 +66,7 @@ def test_a_model_that_forgets_to_ring_misses():
 
 
 def test_truth_that_takes_nothing_back_misses():
-    assert missed({**SHEET, FLAME: SHEET[OWN_IF]}) == {"FLAME above DPO for length"}
+    assert missed({**SHEET, FLAME: SHEET[OWN_IF]}) == {"FLAME above DPO for length, in the mean"}
 
 
 def test_half_of_the_people_are_known_well_and_half_are_held_out():
@@ -119,7 +119,7 @@ def test_a_small_run_measures_all_seven_and_draws_a_picture(tmp_path):
         said=2,
     )  # fmt: skip
     effects = claim.run(1, tmp_path, small)
-    assert len(effects) == len({effect.name for effect in effects}) == 11
+    assert len(effects) == len({effect.name for effect in effects}) == 12
     assert {path.parent.name for path in tmp_path.glob("*/manifest.json")} == set(SHEET)
     assert (tmp_path / "measured.json").is_file()
     assert (tmp_path / "figures" / "flame.svg").read_text().startswith("<?xml")

@@ -38,6 +38,13 @@ def test_every_rule_decides_by_the_unfavourable_end(ours, baseline, threshold, r
     assert judge(_effects(ours, baseline, threshold, rule))["holds"] is holds
 
 
+def test_a_mean_decides_by_itself_where_the_rule_says_so():
+    ours, baseline = [1.0, 2.0, 6.0], [0.0, 0.0, 0.0]
+    assert judge(_effects(ours, baseline, 3.0, "mean difference>="))["holds"]
+    assert not judge(_effects(ours, baseline, 3.1, "mean difference>="))["holds"]
+    assert judge(_effects(ours, baseline, 3.0, "mean difference>="))["difference"] == pytest.approx(3.0)
+
+
 def test_the_document_has_the_fields_of_the_result_file():
     verdict = judge(_effects([0.9], [None], 0.5, "ours>=", control=True))
     assert verdict == {
