@@ -75,7 +75,7 @@ class Sizes:
     candidates: int = 4
     dpo_epochs: int = 2
     dpo_rate: float = 1e-4
-    dpo_batch: int = 64
+    dpo_batch: int = 32
     beta: float = 0.3
     batch: int = 64
     said: int = 20  # answers about each person that are checked
