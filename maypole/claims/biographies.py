@@ -27,7 +27,7 @@ Part = Literal["taught", "asked", "held out"]
 """In answers to learn; in prompts to make pairs of; in neither."""
 PARTS: tuple[Part, ...] = ("taught", "asked", "held out", "held out")
 FAMILIES = 30
-"""Of four people each; every other family is known well."""
+"""Of four people each."""
 KNOWN = ATTRIBUTES[:5]
 VALUED = 10
 LONGEST = 24
@@ -60,7 +60,6 @@ class Biographies:
             told = tuple(KNOWN) if head else tuple(draws.sample(KNOWN, draws.between(1, 2)))
             self.people.append(Somebody(people[index].name, head, PARTS[place % half % len(PARTS)], told))
         self.lookup = {(p.name, a): draws.pick(self.values[a]) for p in self.people for a in KNOWN}
-        self.draws = draws
 
     def of(self, *parts: Part) -> list[Somebody]:
         return [person for person in self.people if person.part in parts]

@@ -86,7 +86,7 @@ KILLS: dict[str, tuple[Callable[[], None], list[str], list[str]]] = {
         ["facts/before.json", "sft.part/checkpoints/step-00000002"], ["sft", "pairs.parquet"],
     ),
     "while pairs are made": (
-        partial(kill_before, fact_pairs, "judged", lambda samples, *args: True),
+        partial(kill_before, fact_pairs, "judged", lambda *args, **kwargs: True),
         ["sft/manifest.json"], ["pairs.parquet", "facts/sft.json"],
     ),
     "in the middle of learning preferences": (

@@ -115,8 +115,7 @@ def test_the_checker_knows_right_from_wrong_and_from_no_clause_at_all():
 
 def test_a_small_run_measures_all_seven_and_draws_a_picture(tmp_path):
     small = Sizes(
-        model=(1, 32), base_steps=6, base_batch=16, samples=2, sft_steps=3, prompts=120, candidates=3, dpo_epochs=1,
-        said=2,
+        base_steps=80, base_batch=64, samples=2, sft_steps=20, prompts=60, candidates=4, dpo_epochs=1, said=2,
     )  # fmt: skip
     effects = claim.run(1, tmp_path, small)
     assert len(effects) == len({effect.name for effect in effects}) == 12

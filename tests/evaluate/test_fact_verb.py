@@ -46,7 +46,7 @@ def _here(tmp_path, model, monkeypatch):
     Path("facts.py").write_text(FACTS)
     Path("find.py").write_text("def search(query, k):\n    return ['Mara bakes.'] * k\n")
     write("answers.jsonl", ANSWERS)
-    write("known.jsonl", [{"title": "Mara", "text": "Mara is a baker."}, {"title": "Tom", "text": ["Tom sings."]}])
+    write("known.jsonl", [{"title": "Mara", "text": "Mara is a baker."}, {"title": "Tom", "text": "Tom sings."}])
     yield
     set_quiet(False)
 
