@@ -104,7 +104,7 @@ SYSTEMS: tuple[System, ...] = (
     _system(
         "online-offline-gap", "The online-offline gap of alignment", "2405.08448",
         "align", "gap", "align gap",
-        "are fresh samples worth their cost: win rates at equal distance from the start",
+        "are fresh samples worth their cost: win rates at equal distance from the start", built=True,
     ),
     _system(
         "flame", "FLAME: factuality-aware alignment", "2405.01525",

@@ -248,7 +248,7 @@ def test_shuffled_rows_are_the_recorded_ones_dealt_anew(tmp_path, monkeypatch):
 
 
 def point(cell: str, step: int, kl: float, wins: float) -> dict[str, Any]:
-    told = {"arm": cell[0], "beta": 0.1, "rate": 1.0, "size": ""}
+    told = {"arm": cell[0], "beta": 0.1, "rate": 1.0, "size": "", "pair_accuracy": wins / 2}
     return {"cell": cell, "step": step, "kl": kl, "win_rate": wins, **told}
 
 
@@ -261,6 +261,7 @@ def test_arms_are_compared_where_both_have_been_and_what_is_lost_after_the_peak_
     assert [one["difference"] for one in found["bins"]] == pytest.approx([0.05, 0.1])
     assert (found["mean_difference"], found["above"]) == (pytest.approx(0.075), 2)
     assert found["best_difference"] == pytest.approx(0.1)
+    assert (found["pair_accuracy"], found["pair_accuracy_against"]) == pytest.approx((0.325, 0.275))
     line = runs(theirs)[0]
     assert (line["peak_kl"], line["peak_step"], line["fall"]) == (2.5, 2, pytest.approx(0.15))
     apart = compared(ours[:1], theirs[2:])

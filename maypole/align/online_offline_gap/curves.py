@@ -52,7 +52,8 @@ def runs(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def compared(ours: Sequence[Point], theirs: Sequence[Point]) -> dict[str, Any]:
-    """Two arms beside each other: the envelopes in the bins that both reached, and the best of each anywhere.
+    """Two arms beside each other: the envelopes in the bins that both reached, the best of each anywhere, and how well
+    they tell pairs apart in the mean over their runs' last steps.
 
     mean_difference and above (the number of bins in which ours wins more) are None and 0 where no bin is common.
     """
@@ -63,10 +64,13 @@ def compared(ours: Sequence[Point], theirs: Sequence[Point]) -> dict[str, Any]:
         for k in mine if k in other
     ]  # fmt: skip
     differences = [one["difference"] for one in common]
+    told = [[line["pair_accuracy"] for line in runs(points)] for points in (ours, theirs)]
     return {
         "best": peak(ours)["win_rate"],
         "best_against": peak(theirs)["win_rate"],
         "best_difference": peak(ours)["win_rate"] - peak(theirs)["win_rate"],
+        "pair_accuracy": sum(told[0]) / len(told[0]),
+        "pair_accuracy_against": sum(told[1]) / len(told[1]),
         "bins": common,
         "mean_difference": sum(differences) / len(differences) if differences else None,
         "above": sum(difference > 0 for difference in differences),

@@ -42,6 +42,9 @@ def finding(one: Mapping[str, Any]) -> str:
     """A comparison as a sentence."""
     where = " ".join(filter(None, (one["experiment"], one["size"])))
     best = f"{one['arm']} wins {one['best']:.3f} at its best, {one['against']} {one['best_against']:.3f}"
+    if one["experiment"] == "classification":
+        told = f"{one['arm']} tells {one['pair_accuracy']:.3f} of held-out pairs apart at the end"
+        return f"{where}: {told}, {one['against']} {one['pair_accuracy_against']:.3f}; {best}."
     if not one["bins"]:
         return f"{where}: {best}; they were never at the same distance from where they began."
     bins = len(one["bins"])

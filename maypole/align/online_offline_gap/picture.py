@@ -23,10 +23,10 @@ def picture(comparisons: Sequence[Mapping[str, Any]], points: Sequence[Point]) -
     lines = -(-len(panels) // columns)
     with matplotlib.rc_context({**theme.rc_params(), "figure.facecolor": theme.LIGHT["page"]}):
         figure = Figure(figsize=(columns * WIDTH / 72, lines * HEIGHT / 72), layout="constrained")
-        axes = figure.subplots(lines, columns, squeeze=False).flat
+        axes = list(figure.subplots(lines, columns, squeeze=False).flat)
         for axis, (title, (size, arms)) in zip(axes, panels.items()):
             _panel(axis, title, {arm: [p for p in points if p["arm"] == arm and p["size"] == size] for arm in arms})
-        for empty in list(axes)[len(panels) :]:
+        for empty in axes[len(panels) :]:
             empty.set_axis_off()
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
