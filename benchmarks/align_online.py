@@ -81,7 +81,7 @@ def prompts(arm: Arm) -> list[dict[str, str]]:
     return [{"prompt": " ".join(f"w{i}" for i in rng.integers(3, 8192, n))} for n in lengths]
 
 
-def score(prompts: list, completions: list, **columns: Any) -> list[float]:
+def score(prompts: list, completions: list, **columns: Any) -> Any:
     """The same for both sides: it tells any two answers apart."""
     return [float(sum(text.encode()) % 10_007) for text in completions]
 
@@ -106,7 +106,7 @@ def train_trl(arm: Arm, rows: list[dict[str, str]], watch: Stopwatch, folder: st
     model, tokenizer = model_and_tokenizer(arm["shape"])
     config = OnlineDPOConfig(
         output_dir=folder, max_steps=watch.at[1], per_device_train_batch_size=arm["batch"],
-        gradient_accumulation_steps=PROMPTS // arm["batch"], beta=BETA, loss_type="ipo", max_new_tokens=arm["answer"],
+        gradient_accumulation_steps=PROMPTS // arm["batch"], beta=[BETA], loss_type="ipo", max_new_tokens=arm["answer"],
         max_length=512, temperature=1.0, top_k=0, use_cpu=True, bf16=False, gradient_checkpointing=False,
         optim="adamw_torch_fused", logging_steps=1, save_strategy="no", report_to="none",
         dataloader_pin_memory=False, disable_tqdm=True, **COMMON,
