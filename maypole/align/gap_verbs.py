@@ -80,11 +80,8 @@ def gap(config: GapOptions) -> Artifact | DryRun:
     measured along the way: its distance from the policy it began with, its wins by a golden judge, and how it tells
     pairs apart. The result is a report, and every run in cells/; the same command continues an interrupted one.
 
-        maypole align gap --model base --data prompts.jsonl --pairs pairs.jsonl --eval-data prompts.jsonl \\
-            --proxy judge.py:score --judge judge.py:prefers --held-out 0.3 --train.examples-per-step 16 --out gap
-        maypole align gap --experiments gap,coverage --betas 0.1 0.3 --model base --data prompts.jsonl \\
-            --pairs pairs.jsonl --eval-data prompts.jsonl --proxy judge.py:score --judge judge.py:prefers \\
-            --held-out 0.3 --train.examples-per-step 16 --workers 2 --out gap-2
+        maypole align gap --config examples/gap.yaml
+        maypole align gap --config examples/gap.yaml --experiments gap,proximity --workers 2 --out gap-2
     """
     required(config, "model", "data", "pairs", "eval_data", "proxy", "judge")
     if config.dry_run:
