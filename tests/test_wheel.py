@@ -8,6 +8,8 @@ ROOT = Path(__file__).parent.parent
 SERVE = ROOT / "maypole" / "serve"
 
 DATA = {
+    "maypole/align/online_offline_gap/page.css",
+    "maypole/align/online_offline_gap/page.html.jinja",
     "maypole/py.typed",
     "maypole/tour/report/report.css",
     "maypole/tour/report/report.html.jinja",
