@@ -28,9 +28,9 @@ def picture(found: Mapping[str, tuple[FactScore, FactScore]], folder: Path) -> N
                 shown, places, linestyle="none", marker=series.marker, color=colour[series.color], label=label
             )
         left.set(xlabel="precision, %", yticks=list(places), yticklabels=names, xlim=(0, 103))
-        right.set(xlabel="facts an answer, everybody held out", xlim=(0, None))
+        right.set(xlabel="facts an answer, everybody held out", xlim=(-0.1, None))
         for axes in (left, right):
             axes.grid(axis="y", color=colour["line"], linewidth=1)
-            axes.legend(loc="lower right")
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
         folder.mkdir(exist_ok=True)
         figure.savefig(folder / "flame.svg", metadata={"Date": None, "Creator": None})
