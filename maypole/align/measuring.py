@@ -102,7 +102,7 @@ class Evaluation:
                 ]
             )
         found = [
-            {"prompt": row["prompt"], "answer": _said(row["prompt"], output.text), "ids": output.token_ids,
+            {"prompt": row["prompt"], "answer": said(row["prompt"], output.text), "ids": output.token_ids,
              "logprobs": output.logprobs, "finished": output.finish_reason == "stop"}
             for row, output in zip(rows, outputs)
         ]  # fmt: skip
@@ -154,5 +154,6 @@ class Evaluation:
         return {name: [row[name] for row in rows] for name in names}
 
 
-def _said(prompt: Any, text: str) -> Any:
+def said(prompt: Any, text: str) -> Any:
+    """An answer in the form that its prompt has."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

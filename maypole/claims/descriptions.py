@@ -97,11 +97,6 @@ def first_policy(corner: Corner, seed: int, out: Path, schooling: Schooling = Sc
     return lm
 
 
-def twin(lm: LanguageModel) -> LanguageModel:
-    """The same policy with weights of its own."""
-    return lm.copy()
-
-
 def answers(engine: Engine, names: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
     """`count` answers about each of `names`, drawn at temperature 1."""
     requests = [

@@ -29,7 +29,6 @@ from maypole.claims.biographies import (
     parts,
     ring,
 )
-from maypole.claims.descriptions import twin
 from maypole.claims.effects import Effect, Part
 from maypole.claims.flame_picture import picture
 from maypole.claims.llama import llama
@@ -125,7 +124,7 @@ class School:
     def taught(self, rows: Dataset, name: str) -> LanguageModel:
         """The base after ordinary fine-tuning on `rows`."""
         config = self._config(self.sizes.sft_rate, "linear", max_steps=self.sizes.sft_steps)
-        return self._fitted(twin(self.base), rows, Completions(), config, name)
+        return self._fitted(self.base.copy(), rows, Completions(), config, name)
 
     def own_answers(self) -> Dataset:
         """The same instructions; what the base says of the people, and the rings as they are."""
@@ -157,7 +156,7 @@ class School:
         config = self._config(
             sizes.dpo_rate, "linear", num_train_epochs=sizes.dpo_epochs, examples_per_step=sizes.dpo_batch
         )
-        return self._fitted(twin(policy), pairs.select(kept), objective, config, name)
+        return self._fitted(policy.copy(), pairs.select(kept), objective, config, name)
 
     def standing(self, lm: LanguageModel, *, raw: bool = False) -> Standing:
         people, engine = self.people.of("held out"), Engine(lm)

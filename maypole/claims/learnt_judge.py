@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from maypole.claims.descriptions import Corner, answers, twin
+from maypole.claims.descriptions import Corner, answers
 from maypole.core.seeds import derive
 from maypole.engine import Engine
 from maypole.evaluate.pair_accuracy import pair_accuracy
@@ -104,7 +104,7 @@ def learnt_judge(
     start: LanguageModel, pairs: Dataset, unseen: Dataset, seed: int, out: Path, learning: Learning = Learning()
 ) -> LearntJudge:
     """A Bradley-Terry judge on the trunk of `start`, which is left as it is."""
-    lm = with_score_head(twin(start), seed=derive(seed, "judge's head"))
+    lm = with_score_head(start.copy(), seed=derive(seed, "judge's head"))
     config = TrainConfig(
         learning_rate=learning.learning_rate, max_steps=learning.steps, lr_scheduler_type="cosine", warmup_ratio=0.05,
         examples_per_step=learning.examples_per_step, precision="fp32", save_steps=learning.steps,

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from maypole.claims.descriptions import Corner, first_policy, twin
+from maypole.claims.descriptions import Corner, first_policy
 from maypole.claims.effects import Effect
 from maypole.claims.learnt_judge import Learning, labelled, told_contests
 from maypole.core.errors import MissingExtra
@@ -46,7 +46,7 @@ def reward(seed: int, workdir: Path, course: Course = Course()) -> list[Effect]:
     contests = told_contests(corner, draws, course.pairs + course.unseen)
     pairs = labelled(contests, oracle(corner, "length-biased"), draws)
     seen, unseen = pairs.select(range(course.unseen, len(pairs))), pairs.select(range(course.unseen))
-    ours, theirs = twin(start), twin(start)
+    ours, theirs = start.copy(), start.copy()
     learning = course.learning
     config = TrainConfig(
         learning_rate=learning.learning_rate, max_steps=learning.steps, lr_scheduler_type="cosine", shuffle=False,

@@ -22,7 +22,7 @@ from maypole.align.preference_options import PreferenceOptions
 from maypole.align.rlhf_workflow import IterativeDPO
 from maypole.align.rlhf_workflow_options import WorkflowOptions
 from maypole.claims.curve import Curve
-from maypole.claims.descriptions import LONGEST, Corner, answers, first_policy, twin, well_formed
+from maypole.claims.descriptions import LONGEST, Corner, answers, first_policy, well_formed
 from maypole.claims.effects import Effect, Part
 from maypole.claims.learnt_judge import (
     Gold,
@@ -122,7 +122,7 @@ class Trial:
         return labelled(self.contests[self.sizes.unseen :], labeller, Draws(self.seed, "labels"))
 
     def _dpo(self, pairs: Dataset, name: str) -> Points:
-        lm = twin(self.start)
+        lm = self.start.copy()
         curve = self._curve(lm)
         train = self._config(ROUNDS * self.sizes.steps)
         fit(
@@ -136,7 +136,7 @@ class Trial:
         return self._once(name, lambda: self._iterative(judge, name, price, rounds))
 
     def _iterative(self, judge: LearntJudge, name: str, price: float, rounds: int) -> Points:
-        lm = twin(self.start)
+        lm = self.start.copy()
         curve = self._curve(lm)
         method = IterativeDPO(
             PreferenceOptions(beta=BETA), Sampling(n=8, max_tokens=LONGEST), WorkflowOptions(length_penalty=price)

@@ -23,7 +23,7 @@ from maypole.align.preference import CHOSEN, REJECTED
 from maypole.align.preference_options import PreferenceOptions
 from maypole.align.rlhf_workflow import IterativeDPO
 from maypole.align.sppo import Sppo
-from maypole.claims.descriptions import LONGEST, Corner, answers, first_policy, twin, well_formed
+from maypole.claims.descriptions import LONGEST, Corner, answers, first_policy, well_formed
 from maypole.claims.effects import Effect, Part
 from maypole.claims.sppo_picture import picture
 from maypole.core.seeds import derive
@@ -107,7 +107,7 @@ class Trained:
     start: LanguageModel
 
     def at(self, step: int) -> LanguageModel:
-        policy = twin(self.start)
+        policy = self.start.copy()
         if step:
             policy.model.load_state_dict(self.kept.weights[step])
         return policy
@@ -143,7 +143,7 @@ class Arena:
         self.said = answers(Engine(start), corner.names, sizes.said, derive(seed, "rivals"))
 
     def train(self, method: Any, judge: Oracle, out: Path) -> Trained:
-        lm, sizes = twin(self.start), self.sizes
+        lm, sizes = self.start.copy(), self.sizes
         kept = Kept(lm, sizes.every)
         train = TrainConfig(
             learning_rate=sizes.learning_rate, num_train_epochs=sizes.epochs, lr_scheduler_type="constant",

@@ -117,11 +117,6 @@ def replies(lm: LanguageModel, rows: Sequence[Mapping[str, Any]], max_tokens: in
     return outputs
 
 
-def said(prompt: Any, text: str) -> Any:
-    """An answer in the form that its prompt has."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-
-
 def write(path: Path, rows: Sequence[Mapping[str, Any]], what: str) -> None:
     if not rows:
         raise UserError("no pair is left that teaches anything", what, "pairs that differ, and a judge that tells why")

@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from maypole.align.config import OnlineConfig
 from maypole.align.judging import Judge
+from maypole.align.measuring import said
 from maypole.align.online import drawn_prompts, online
 from maypole.align.online_offline_gap import fixed, replay
 from maypole.align.online_offline_gap.cells import Cell, cells
@@ -227,7 +228,7 @@ def _make(bench: Bench, rows: Rows, path: Path) -> dict[str, Any]:
         prompts = _dicts(materials.eval_prompts)
         outputs = fixed.replies(bench.policy(rows.size), prompts, config.max_tokens, seed=seed)
         answers = [
-            {"prompt": row["prompt"], "answer": fixed.said(row["prompt"], output.text), "ids": output.token_ids}
+            {"prompt": row["prompt"], "answer": said(row["prompt"], output.text), "ids": output.token_ids}
             for row, output in zip(prompts, outputs)
         ]
         fixed.write(path, answers, rows.name)
