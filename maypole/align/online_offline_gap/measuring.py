@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from maypole.align.judging import Judge
-from maypole.align.online_offline_gap.fixed import replies, said
+from maypole.align.measuring import said
+from maypole.align.online_offline_gap.fixed import replies
 from maypole.core.atomic import whole_file, write_atomic
 from maypole.core.errors import UserError
 from maypole.core.judge import OnJudgeError, call_reward
