@@ -8,6 +8,7 @@ from maypole.core.artifact import Artifact
 from maypole.core.config import DryRun, pass_on, required, setting
 from maypole.core.errors import ConfigError, DataError
 from maypole.evaluate.fact_options import FactOptions
+from maypole.evaluate.fact_report import FactReport, FactScore, factscore
 from maypole.evaluate.verbs import EvaluateOptions, Measured, measurement, rows_of
 
 TOPIC, ANSWER = ("topic", "prompt", "question"), ("output", "completion", "answer")
@@ -28,25 +29,13 @@ class FactsOptions(FactOptions, EvaluateOptions):
         pass_on(FactsOptions, self)
 
 
-@dataclass(frozen=True)
-class FactsReport:
-    """Precision with its 95 % interval over answers that state a fact, and what keeps it from being won by silence."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactsReport(FactScore):
+    """The scores, by whom, and the 95 % interval of the precision over answers that state a fact."""
 
     checker: str
-    precision: float | None
     low: float | None
     high: float | None
-    score: float | None
-    facts_per_response: float | None
-    correct: float
-    errors: float
-    respond_ratio: float
-    words: float
-    answers: int
-    abstained: int
-    disputed: int
-    no_evidence: int
-    whole: int
 
 
 def facts(config: FactsOptions) -> FactsReport | Artifact | DryRun:
@@ -72,7 +61,6 @@ def facts(config: FactsOptions) -> FactsReport | Artifact | DryRun:
         from maypole.core.progress import track
         from maypole.core.statistics import bootstrap
         from maypole.evaluate.fact_options import open_checker, open_reader
-        from maypole.evaluate.fact_report import FactReport, factscore
 
         rows = rows_of(config, None)
         topics, answers = zip(*(_answer(row, i) for i, row in enumerate(rows)))
