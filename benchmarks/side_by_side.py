@@ -43,6 +43,8 @@ class Measured:
     computed_tokens: int = 0
 
 
+CURVE = 64
+"""As many numbers of a check stand in the document, losses step by step; more would be tokens."""
 PER = {"cpu": "cpu second", "wall": "wall second", "tokens": "token computed"}
 
 
@@ -161,6 +163,7 @@ def _compare(case: Case, run: Callable[[Case, Arm], Measured]) -> dict[str, Any]
         "equal": equal,
         "apart": apart,
         "tolerance": case.tolerance,
+        "checked": dict(zip(("ours", "peer"), checks)) if len(checks[0]) <= CURVE else None,
         "agreement": round(_agreement(*first, case.tolerance), 4),
         "threads": case.threads,
         "peer_settings": {n: round(rate, 1) for n, rate in rates.items()},
