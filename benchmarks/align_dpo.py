@@ -31,15 +31,20 @@ from maypole.models.loading import cpu_has_bf16
 from maypole.train import TrainConfig, fit
 
 COMMON = {"learning_rate": 1e-4, "lr_scheduler_type": "constant"}
-LONGEST = 512
 SHAPES: dict[str, dict[str, Any]] = {
     "s8k": {"vocab_size": 8192, "num_hidden_layers": 6, "intermediate_size": 704, "num_key_value_heads": 4,
             "tie_word_embeddings": True},
     "7.5M": {"vocab_size": 8000, "num_hidden_layers": 4, "intermediate_size": 768, "num_key_value_heads": 8,
              "tie_word_embeddings": False},
+    "1.1B": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+             "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False},
 }  # fmt: skip
-LENGTHS = {"s8k": {"prompt": 4.6, "answer": 4.0}, "7.5M": {"prompt": 4.66, "answer": 4.19}}
-"""Means of the logarithm, its deviation is 0.6: 120 tokens of prompt and 65 of an answer, and 126 and 80."""
+LENGTHS = {
+    "s8k": {"prompt": 4.6, "answer": 4.0, "longest": 255},
+    "7.5M": {"prompt": 4.66, "answer": 4.19, "longest": 255},
+    "1.1B": {"prompt": 4.83, "answer": 5.52, "longest": 511},
+}
+"""Means of the logarithm, its deviation is 0.6: 120 tokens of prompt and 65 of an answer, 126 and 80, 150 and 300."""
 UNIFORM = {"prompt": 8, "answer": 64}
 
 
@@ -118,6 +123,8 @@ class Stopwatch(TrainerCallback):
 
     def _mark(self, state: Any) -> None:
         if state.global_step in self.at:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.marks.append((time.perf_counter(), time.process_time()))
 
 
@@ -131,7 +138,8 @@ def data(arm: Arm, count: int) -> tuple[list[dict[str, str]], np.ndarray]:
         return " ".join(f"w{i}" for i in rng.integers(3, size, n))
 
     def drawn(kind: str) -> int:
-        return min(int(rng.lognormal(LENGTHS[arm["shape"]][kind], 0.6)) + 1, LONGEST // 2 - 1)
+        lengths = LENGTHS[arm["shape"]]
+        return min(int(rng.lognormal(lengths[kind], 0.6)) + 1, int(lengths["longest"]))
 
     for _ in range(count):
         uniform = arm["lengths"] == "uniform"
@@ -143,12 +151,10 @@ def data(arm: Arm, count: int) -> tuple[list[dict[str, str]], np.ndarray]:
     return rows, np.array(tokens)
 
 
-def model_and_tokenizer(shape: str) -> tuple[Any, PreTrainedTokenizerFast]:
-    """A Llama with d 256 and 8 heads from seed 0; a tokenizer of words."""
-    config = transformers.LlamaConfig(
-        hidden_size=256, num_attention_heads=8, max_position_embeddings=1024, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, **SHAPES[shape],
-    )  # fmt: skip
+def model_and_tokenizer(shape: str, device: str = "cpu") -> tuple[Any, PreTrainedTokenizerFast]:
+    """A Llama, with d 256 and 8 heads unless told otherwise, from seed 0; a tokenizer of words."""
+    sizes = {"hidden_size": 256, "num_attention_heads": 8, "max_position_embeddings": 1024} | SHAPES[shape]
+    config = transformers.LlamaConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes)
     torch.manual_seed(0)
     names = ["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(3, config.vocab_size))]
     inner = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<pad>"))
@@ -156,11 +162,12 @@ def model_and_tokenizer(shape: str) -> tuple[Any, PreTrainedTokenizerFast]:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )  # fmt: skip
-    return transformers.AutoModelForCausalLM.from_config(config), tokenizer
+    with torch.device(device):
+        return transformers.AutoModelForCausalLM.from_config(config), tokenizer
 
 
 def train_ours(arm: Arm, rows: list[dict[str, str]], watch: Stopwatch, folder: str) -> None:
-    model, tokenizer = model_and_tokenizer(arm["shape"])
+    model, tokenizer = model_and_tokenizer(arm["shape"], arm.get("device", "cpu"))
     config = TrainConfig(
         max_steps=watch.at[1], examples_per_step=arm["pairs"], shuffle=False, precision=arm["precision"],
         gradient_checkpointing=False, reference_logps=arm["reference"], save_steps=10_000, logging_steps=1, **COMMON,
@@ -175,11 +182,12 @@ def train_ours(arm: Arm, rows: list[dict[str, str]], watch: Stopwatch, folder: s
 def train_trl(arm: Arm, rows: list[dict[str, str]], watch: Stopwatch, folder: str) -> None:
     from trl import DPOConfig, DPOTrainer
 
-    model, tokenizer = model_and_tokenizer(arm["shape"])
+    model, tokenizer = model_and_tokenizer(arm["shape"], arm.get("device", "cpu"))
     config = DPOConfig(
         output_dir=folder, max_steps=watch.at[1], per_device_train_batch_size=arm["batch"],
-        gradient_accumulation_steps=arm["pairs"] // arm["batch"], bf16=arm["precision"] == "bf16", use_cpu=True,
-        gradient_checkpointing=False, optim="adamw_torch_fused", precompute_ref_log_probs=arm["reference"] == "cached",
+        gradient_accumulation_steps=arm["pairs"] // arm["batch"], bf16=arm["precision"] == "bf16",
+        use_cpu=arm.get("device") is None, gradient_checkpointing=False, optim="adamw_torch_fused",
+        precompute_ref_log_probs=arm["reference"] == "cached",
         train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", report_to="none",
         dataloader_pin_memory=False, disable_tqdm=True, **COMMON,
     )  # fmt: skip

@@ -26,19 +26,19 @@ from maypole.align.preference_options import PreferenceOptions
 from maypole.models import LanguageModel
 from maypole.train import TrainConfig
 
-BETA, PROMPTS = 0.1, 16
-"""Prompts, and so pairs, of a step."""
+BETA = 0.1
 
 
 def cases(quick: bool) -> list[Case]:
     """Prompts of 150 tokens with answers of 64, then prompts so short that there is nothing to share."""
 
     def case(name: str, target: float | None = None, **changes: Any) -> Case:
-        arm = {"shape": "s8k", "prompt": 150, "answer": 64, "warmup": 1, "steps": 2} | changes
+        arm = {"shape": "s8k", "precision": "fp32", "pairs": 16, "prompt": 150, "answer": 64, "warmup": 1, "steps": 2}
+        arm |= changes
         return Case(
             name=name,
             ours={"side": "ours", **arm},
-            peers={f"padded {n} x {PROMPTS // n}": {"side": "trl", "batch": n, **arm} for n in (16, 8, 4)},
+            peers={f"padded {n} x {16 // n}": {"side": "trl", "batch": n, **arm} for n in (16, 8, 4)},
             unit="pairs",
             scout={"warmup": 1, "steps": 1},
             check={"warmup": 0, "steps": 1},
@@ -58,7 +58,7 @@ def measure(arm: Arm) -> Measured:
         (train_ours if arm["side"] == "ours" else train_trl)(arm, prompts(arm), watch, folder)
     (wall, cpu), (wall_end, cpu_end) = watch.marks
     return Measured(
-        amount=float(PROMPTS * arm["steps"]),
+        amount=float(arm["pairs"] * arm["steps"]),
         wall_seconds=wall_end - wall,
         cpu_seconds=cpu_end - cpu,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
@@ -77,7 +77,7 @@ class FirstLoss(Stopwatch):
 def prompts(arm: Arm) -> list[dict[str, str]]:
     """Texts, one word a token, of the wished length by three in ten more or less."""
     rng = np.random.default_rng(0)
-    lengths = rng.integers(int(0.7 * arm["prompt"]), int(1.3 * arm["prompt"]) + 1, PROMPTS * 4)
+    lengths = rng.integers(int(0.7 * arm["prompt"]), int(1.3 * arm["prompt"]) + 1, arm["pairs"] * 4)
     return [{"prompt": " ".join(f"w{i}" for i in rng.integers(3, 8192, n))} for n in lengths]
 
 
@@ -87,27 +87,28 @@ def score(prompts: list, completions: list, **columns: Any) -> Any:
 
 
 def train_ours(arm: Arm, rows: list[dict[str, str]], watch: Stopwatch, folder: str) -> None:
-    model, tokenizer = model_and_tokenizer(arm["shape"])
+    model, tokenizer = model_and_tokenizer(arm["shape"], arm.get("device", "cpu"))
     steps = watch.at[1]
     train = TrainConfig(
-        max_steps=steps, examples_per_step=PROMPTS, precision="fp32", gradient_checkpointing=False,
+        max_steps=steps, examples_per_step=arm["pairs"], precision=arm["precision"], gradient_checkpointing=False,
         save_steps=10_000, logging_steps=1, **COMMON,
     )  # fmt: skip
     method = FreshPairs(objective_of(PreferenceOptions(loss="ipo-sum", beta=BETA)), arm["answer"], "hard", 0)
     online(
         LanguageModel(model, tokenizer, "new", None), Dataset.from_list(rows), score, method,
-        OnlineConfig(rounds=steps, prompts_per_round=PROMPTS), train, out=f"{folder}/out", callbacks=(watch,),
+        OnlineConfig(rounds=steps, prompts_per_round=arm["pairs"]), train, out=f"{folder}/out", callbacks=(watch,),
     )  # fmt: skip
 
 
 def train_trl(arm: Arm, rows: list[dict[str, str]], watch: Stopwatch, folder: str) -> None:
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
-    model, tokenizer = model_and_tokenizer(arm["shape"])
+    model, tokenizer = model_and_tokenizer(arm["shape"], arm.get("device", "cpu"))
     config = OnlineDPOConfig(
         output_dir=folder, max_steps=watch.at[1], per_device_train_batch_size=arm["batch"],
-        gradient_accumulation_steps=PROMPTS // arm["batch"], beta=[BETA], loss_type="ipo", max_new_tokens=arm["answer"],
-        max_length=512, temperature=1.0, top_k=0, use_cpu=True, bf16=False, gradient_checkpointing=False,
+        gradient_accumulation_steps=arm["pairs"] // arm["batch"], beta=[BETA], loss_type="ipo",
+        max_new_tokens=arm["answer"], max_length=512, temperature=1.0, top_k=0, use_cpu=arm.get("device") is None,
+        bf16=arm["precision"] == "bf16", gradient_checkpointing=False,
         optim="adamw_torch_fused", logging_steps=1, save_strategy="no", report_to="none",
         dataloader_pin_memory=False, disable_tqdm=True, **COMMON,
     )  # fmt: skip

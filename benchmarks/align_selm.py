@@ -88,7 +88,7 @@ def with_third_answers(rows: list[dict[str, str]], lengths: np.ndarray) -> tuple
 
 
 def train_selm(arm: Arm, rows: list[dict[str, str]], watch: Stopwatch, folder: str) -> None:
-    model, tokenizer = model_and_tokenizer(arm["shape"])
+    model, tokenizer = model_and_tokenizer(arm["shape"], arm.get("device", "cpu"))
     config = TrainConfig(
         max_steps=watch.at[1], examples_per_step=arm["pairs"], shuffle=False, precision=arm["precision"],
         gradient_checkpointing=False, reference_logps=arm["reference"], save_steps=10_000, logging_steps=1, **COMMON,

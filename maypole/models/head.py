@@ -13,7 +13,8 @@ from torch import nn
 
 from maypole.models.attention import causal_lm
 
-CHUNK = 256
+CHUNK, CHUNK_ON_GPU = 256, 2048
+"""Rows whose logits are held at a time: what a CPU's caches like, and enough to keep a GPU busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +70,14 @@ def token_logprobs(
     bias: torch.Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> torch.Tensor:
     """log p(target) of each row. hidden: (N, d), weight: (V, d), targets: (N,) -> (N,) in fp32.
 
     Differentiable in hidden, weight and bias: the backward recomputes each chunk's logits (4 matrix products in all),
-    so any loss that is a function of log-probs costs no more memory than `chunk` rows of logits.
+    so any loss that is a function of log-probs costs no more memory than `chunk` rows of logits (`rows_at_once`).
     """
+    chunk = chunk or rows_at_once(hidden.device)
     outputs: Any = _TokenLogprobs.apply(hidden, weight, bias, targets, None, softcap, scale, chunk)
     return outputs[0]
 
@@ -89,7 +91,7 @@ def weighted_logprobs(
     bias: torch.Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of weights * log p, log p (N,) without grad). The gradient is made in the forward pass: 3 products.
 
@@ -98,9 +100,14 @@ def weighted_logprobs(
     if not torch.is_grad_enabled():
         logps = token_logprobs(hidden, weight, targets, bias=bias, softcap=softcap, scale=scale, chunk=chunk)
         return (weights * logps).sum(), logps
+    chunk = chunk or rows_at_once(hidden.device)
     outputs: Any = _TokenLogprobs.apply(hidden, weight, bias, targets, weights, softcap, scale, chunk)
     logps, total = outputs
     return total, logps.detach()
+
+
+def rows_at_once(device: torch.device) -> int:
+    return CHUNK if device.type == "cpu" else CHUNK_ON_GPU
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:

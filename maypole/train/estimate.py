@@ -16,7 +16,7 @@ import torch
 from maypole.core.progress import duration, say
 from maypole.models.attention import packed_execution
 from maypole.models.forward import packed_hidden
-from maypole.models.head import CHUNK, head_of, weighted_logprobs
+from maypole.models.head import head_of, rows_at_once, weighted_logprobs
 from maypole.models.language_model import LanguageModel
 from maypole.models.quantized import count
 from maypole.models.score_head import has_score_head, score_states
@@ -115,7 +115,7 @@ def peak_memory(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> int:
     layer = seen.saved_per_token * tokens / layers
     kept = layer + 4 * config.hidden_size * layers * tokens if plan["gradient_checkpointing"] else layer * layers
     activations = ALLOCATED * (kept + layer)  # the gradients of a layer's activations stand beside them
-    logits = CHUNK * config.vocab_size * (4 + 4 + 2) + 4 * config.vocab_size * config.hidden_size
+    logits = rows_at_once(lm.device) * config.vocab_size * (4 + 4 + 2) + 4 * config.vocab_size * config.hidden_size
     head = 0 if has_score_head(lm.model) else logits
     code = KEPT_CODE_BYTES if plan["precision"] == "bf16" and lm.device.type == "cpu" else 0
     optimiser = 4 * (1 + source.moments) * trainable  # with the gradient
