@@ -45,7 +45,7 @@ class Sizes:
     letters: int = 6
     model: tuple[int, int] = (3, 128)
     base_steps: int = 400
-    adapter_steps: int = 60
+    adapter_steps: int = 120
     batch: int = 64
     words: int = 3_840  # to learn a cipher from
     held_out: int = 40
@@ -90,7 +90,7 @@ def specialists(seed: int, workdir: Path, sizes: Sizes) -> list[Effect]:
     lm = llama(tokenizer, sizes.model, len(tokenizer), derive(seed, "base"))
     _taught(lm, everybody[0], seed, _config(sizes, sizes.base_steps, 3e-3, None), sizes, base)
     for household in everybody:
-        config = _config(sizes, sizes.adapter_steps, 1e-2, TAUGHT)
+        config = _config(sizes, sizes.adapter_steps, 5e-3, TAUGHT)
         _taught(open_model(base), household, seed, config, sizes, workdir / "households" / household.name)
     engine = Engine.load(base, adapters={h.name: workdir / "households" / h.name for h in everybody})
     asked = {h.name: words(seed, "asked", h.name, count=sizes.held_out, letters=sizes.letters) for h in everybody}
@@ -135,7 +135,7 @@ def _right(
 def _config(sizes: Sizes, steps: int, learning_rate: float, peft: PeftOptions | None) -> TrainConfig:
     return TrainConfig(
         learning_rate=learning_rate, max_steps=steps, examples_per_step=sizes.batch, peft=peft, precision="fp32",
-        save_steps=steps,
+        warmup_ratio=0.1 if peft else 0.0, save_steps=steps,
     )  # fmt: skip
 
 
