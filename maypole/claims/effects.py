@@ -46,8 +46,10 @@ class Effect:
 class Part:
     """One experiment of a claim: ``run(seed, workdir)`` measures all its effects for one seed.
 
-    A `timed` part runs alone on the machine, because its numbers are seconds. What it writes to
-    ``workdir/figures/`` is listed in the result.
+    What an earlier run of the same code has left in `workdir` when it was cut off is there again, for `run` to go on
+    from: finished artifacts are found by their keys, and `maypole.claims.arm` keeps what is measured on the way. A
+    `timed` part runs alone on the machine and begins in an empty one, because its numbers are seconds. What is written
+    to ``workdir/figures/`` is listed in the result.
     """
 
     run: Callable[[int, Path], list[Effect]]

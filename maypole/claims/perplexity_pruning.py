@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from maypole.claims.curve import Curve
+from maypole.claims.curve import Curve, Points, at_its_end, points_once, steps_until
 from maypole.claims.effects import Effect, Part
 from maypole.claims.llama import llama
 from maypole.core.artifact import Artifact
+from maypole.core.atomic import write_atomic
 from maypole.core.seeds import derive
 from maypole.curate.corpus import open_corpus
 from maypole.curate.perplexity_pruning import Read, Scores, prune, score, train_reference
@@ -160,34 +161,30 @@ def _loss(engine: Engine, texts: list[str]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A model trained on a selection: the share of it that was clean, loss and recall on the way, and its loss at the
-    end on documents like those before the selection."""
+    """A model trained on a selection: the share of it that was clean; loss and recall on the way, and at the end its
+    loss on documents like those before the selection too."""
 
     clean: float
-    curve: Curve
-    upstream: float
-
-    def at(self, step: int) -> Mapping[str, float]:
-        return self.curve.points[step]
+    points: Points
 
     @property
     def end(self) -> Mapping[str, float]:
-        return self.at(max(self.curve.points))
+        return self.points[max(self.points)]
 
     @property
     def steps(self) -> float:
         """Until the facts are known."""
-        return self.curve.steps_until("recall", RECALLED)
+        return steps_until(self.points, "recall", RECALLED)
 
 
 def run(expected: Expected, seed: int, workdir: Path, sizes: Sizes = Sizes()) -> list[Effect]:
     """One mix, one seed: score its documents once, then train on what each criterion keeps."""
     mix = Mix(seed, expected.mix, sizes)
     tokenizer = word_tokenizer(mix.texts)
-    (workdir / "corpus").mkdir()
+    (workdir / "corpus").mkdir(exist_ok=True)
     draws = Draws(seed, "documents")
     rows = [{"id": str(i), **mix.document(draws)} for i in range(sizes.documents)]
-    (workdir / "corpus" / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_atomic(workdir / "corpus" / "documents.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     corpus, reads = open_corpus([workdir / "corpus"]), Read(sizes.read, seed)
     reference = llama(tokenizer, sizes.reference, derive(seed, "reference"))
     with Artifact.open(workdir / "reference", kind="reference") as artifact:
@@ -199,17 +196,23 @@ def run(expected: Expected, seed: int, workdir: Path, sizes: Sizes = Sizes()) ->
     for criterion in ("none", "low", "medium", "high", "random"):
         chosen: Any = ("random", 1.0) if criterion == "none" else (criterion, CHOSEN)
         kept = prune(corpus, scores, out=workdir / criterion, criterion=chosen[0], rate=chosen[1], seed=seed).path
-        lm = llama(tokenizer, sizes.final, derive(seed, "final"))
-        curve = Curve(sizes.every, partial(exam.loss_and_recall, lm))
-        fit(
-            lm, read(kept / "data", TEXT), LanguageModeling(), _config(sizes, sizes.steps),
-            out=workdir / f"{criterion}-model", seed=derive(seed, "training"), callbacks=[curve],
-        )  # fmt: skip
-        outcomes[criterion] = Outcome(_clean(kept), curve, exam.upstream_loss(lm))
-    curves = {criterion: outcome.curve.points for criterion, outcome in outcomes.items()}
+        out, lm = workdir / f"{criterion}-model", llama(tokenizer, sizes.final, derive(seed, "final"))
+        points = points_once(out, partial(_learnt, lm, kept / "data", exam, out, seed, sizes))
+        outcomes[criterion] = Outcome(_clean(kept), points)
+    curves = {criterion: outcome.points for criterion, outcome in outcomes.items()}
     (workdir / "curves.json").write_text(json.dumps(curves))
     parameters = sum(p.numel() for p in lm.model.parameters()), sum(p.numel() for p in reference.model.parameters())
     return [*_separation(expected, scores, *parameters), *_learning(expected, outcomes, sizes)]
+
+
+def _learnt(lm: LanguageModel, documents: Path, exam: Exam, out: Path, seed: int, sizes: Sizes) -> Points:
+    """What `lm` knows while it learns from the documents that were kept."""
+    curve = Curve(sizes.every, partial(exam.loss_and_recall, lm))
+    fit(
+        lm, read(documents, TEXT), LanguageModeling(), _config(sizes, sizes.steps),
+        out=out, seed=derive(seed, "training"), callbacks=[curve],
+    )  # fmt: skip
+    return at_its_end(curve.points, upstream=exam.upstream_loss(lm))
 
 
 PARTS = {expected.mix: Part(partial(run, expected)) for expected in (WEB, CURATED)}
@@ -246,17 +249,18 @@ def _separation(expected: Expected, scores: Scores, final: int, reference: int) 
 def _learning(expected: Expected, outcomes: Mapping[str, Outcome], sizes: Sizes) -> list[Effect]:
     """What the selections did to the models: the sheet's acceptance, orderings and controls."""
     none, best, random = outcomes["none"], outcomes[expected.best], outcomes["random"]
-    soon = best.at(round(SOONER * sizes.steps))
+    soon = best.points[round(SOONER * sizes.steps)]
     name, loss, recall = expected.best, "clean loss, nats/token", "facts recalled"
     when = f"at {SOONER:.0%} of the steps"
     known = f"steps to {RECALLED:.0%} of the facts"
+    upstream = best.end["upstream"], none.end["upstream"]
     made = [
         Effect(f"{name} keeps clean documents", "share of documents", best.clean, None, expected.clean, "ours>="),
         Effect(f"{name} {when} no higher than none", loss, soon["loss"], none.end["loss"], 0.0, "difference<="),
         Effect(f"{name} {when} no less than none", recall, soon["recall"], none.end["recall"], -0.01, "difference>="),
         Effect(f"{name} sooner than none", known, best.steps, none.steps, SOONER, "ratio<="),
         Effect(f"{name} below none", loss, best.end["loss"], none.end["loss"], 0.0, "difference<="),
-        Effect(f"{name} worse on the mix", "loss, nats/token", best.upstream, none.upstream, 0.0, "difference>="),
+        Effect(f"{name} worse on the mix", "loss, nats/token", *upstream, 0.0, "difference>="),
         Effect("none learns the facts", recall, none.end["recall"], None, expected.recalled, "ours>=", control=True),
         Effect("random no sooner than none", known, random.steps, none.steps, SOONER, "ratio>=", control=True),
         Effect("random no later than none", known, random.steps, none.steps, 1 / SOONER, "ratio<=", control=True),

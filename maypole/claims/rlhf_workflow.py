@@ -6,8 +6,7 @@ answers too. `learnt` is that experiment; `reward` trains the reward model besid
 """
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from maypole.align.preference import Pairs
 from maypole.align.preference_options import PreferenceOptions
 from maypole.align.rlhf_workflow import IterativeDPO
 from maypole.align.rlhf_workflow_options import WorkflowOptions
-from maypole.claims.curve import Curve
+from maypole.claims.curve import Curve, Points, at_its_end, points_once
 from maypole.claims.descriptions import LONGEST, Corner, answers, first_policy, well_formed
 from maypole.claims.effects import Effect, Part
 from maypole.claims.learnt_judge import (
@@ -36,7 +35,6 @@ from maypole.claims.learnt_judge import (
 )  # fmt: skip
 from maypole.claims.reward_beside_trl import reward
 from maypole.claims.rlhf_workflow_picture import picture
-from maypole.core.atomic import write_atomic
 from maypole.core.seeds import derive
 from maypole.engine import Engine, Sampling
 from maypole.evaluate.kl import kl
@@ -86,9 +84,6 @@ class Sizes:
     bad_learning: Learning = Learning(steps=400)
 
 
-Points = Mapping[int, Mapping[str, float]]
-
-
 class Trial:
     """The first policy, the pairs that were labelled, and how policies stand by the truth."""
 
@@ -112,11 +107,11 @@ class Trial:
         """DPO on answers that people gave."""
         draws = Draws(self.seed, "given")
         pairs = labelled(told_contests(self.corner, draws, self.sizes.given), labeller, draws)
-        return self._once(OFFLINE, lambda: self._dpo(pairs, OFFLINE))
+        return points_once(self.workdir / OFFLINE, lambda: self._dpo(pairs, OFFLINE))
 
     def on_judged(self, labeller: Oracle) -> Points:
         """DPO on the pairs that the judge has learnt from."""
-        return self._once(OWN, lambda: self._dpo(self._judged(labeller), OWN))
+        return points_once(self.workdir / OWN, lambda: self._dpo(self._judged(labeller), OWN))
 
     def _judged(self, labeller: Oracle) -> Dataset:
         return labelled(self.contests[self.sizes.unseen :], labeller, Draws(self.seed, "labels"))
@@ -133,7 +128,7 @@ class Trial:
 
     def iterative(self, judge: LearntJudge, name: str, price: float = 0.0, rounds: int = ROUNDS) -> Points:
         """Through the online loop, held to the first policy."""
-        return self._once(name, lambda: self._iterative(judge, name, price, rounds))
+        return points_once(self.workdir / name, lambda: self._iterative(judge, name, price, rounds))
 
     def _iterative(self, judge: LearntJudge, name: str, price: float, rounds: int) -> Points:
         lm = self.start.copy()
@@ -147,15 +142,6 @@ class Trial:
             out=self.workdir / name, seed=derive(self.seed, "rounds"), callbacks=[curve],
         )  # fmt: skip
         return self._ended(curve.points, lm)
-
-    def _once(self, name: str, run: Callable[[], Points]) -> Points:
-        """What an arm measured; one that was cut off runs from its beginning, for its points are not on the disk."""
-        path = self.workdir / f"{name}.json"
-        if not path.is_file():
-            for left in (self.workdir / name, self.workdir / f"{name}.part"):
-                shutil.rmtree(left, ignore_errors=True)
-            write_atomic(path, json.dumps(run()))
-        return {int(step): point for step, point in json.loads(path.read_text()).items()}
 
     def best_of_eight(self, name: str) -> float:
         """How often the answer that its judge likes best of a prompt's eight in the first round beats the others."""
@@ -196,8 +182,7 @@ class Trial:
         """With the distance from the first policy at the end."""
         prompts = list(map(describe_prompt, self.corner.names))
         far = kl(lm, self.start, prompts, max_tokens=LONGEST, samples=16, seed=self.seed).per_completion
-        last = max(points)
-        return {**points, last: {**points[last], "kl": far}}
+        return at_its_end(points, kl=far)
 
 
 def _won(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -1,4 +1,5 @@
-"""A claim from its seeds to its verdict: each seed in its own process, side by side, kept, never run twice.
+"""A claim from its seeds to its verdict: each seed in its own process, side by side, kept, never run twice. One that
+was cut off goes on where it was, unless its numbers are seconds.
 
 Knows nothing about what a claim measures.
 """
@@ -61,6 +62,7 @@ class _Job:
     seed: int
     folder: Path
     stamp: str
+    timed: bool
 
     @property
     def result(self) -> Path:
@@ -82,13 +84,24 @@ class _Job:
             return None
         return document if document["stamp"] == self.stamp else None
 
+    def prepare(self) -> bool:
+        """Make room for the seed's work; True where the same code has left some that is gone on from."""
+        begun = self.workdir / ".begun-by"
+        if not self.timed and begun.is_file() and begun.read_text() == self.stamp:
+            return True
+        shutil.rmtree(self.workdir, ignore_errors=True)
+        self.workdir.mkdir(parents=True)
+        write_atomic(begun, self.stamp)
+        return False
+
 
 def run_claim(
     name: str, *, seeds: Sequence[int], out: Path, jobs: int | None = None, package: str = "maypole.claims"
 ) -> ClaimResult:
     """Measure the claim `name` (``ID`` or ``ID/PART``) with each of `seeds`; the verdict goes to ``out/claim.json``.
 
-    A seed that fails fails the claim; none is dropped. Seeds measured earlier by the same code are not run again.
+    A seed that fails fails the claim; none is dropped. Seeds measured earlier by the same code are not run again, and
+    one that was cut off goes on from what is in its directory, where the part is not timed.
     UserError for an unknown id, a system without a claim file, or an unknown part.
     """
     id, _, wanted = name.partition("/")
@@ -101,10 +114,10 @@ def run_claim(
     out.mkdir(parents=True, exist_ok=True)
     lock = DirectoryLock.take(out)
     try:
-        plan = {p: [_Job(module, p, s, out / (p or "all"), stamp) for s in seeds] for p, w in chosen.items() if w}
-        together = [job for p, made in plan.items() if not _is_timed(chosen[p]) for job in made]
-        alone = [job for p, made in plan.items() if _is_timed(chosen[p]) for job in made]
-        errors = _run(f"claim {name}", together, alone, jobs or _cores())
+        plan = {
+            p: [_Job(module, p, s, out / (p or "all"), stamp, w.timed) for s in seeds] for p, w in chosen.items() if w
+        }
+        errors = _run(f"claim {name}", [job for made in plan.values() for job in made], jobs or _cores())
         result = _verdict(name, statement, plan, errors, missing, out)
         write_atomic(out / RESULT, json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n")
         return result
@@ -127,16 +140,16 @@ def load_claim(id: str, package: str = "maypole.claims") -> tuple[str, dict[str,
     return module, found.PARTS, found.STATEMENT
 
 
-def _run(title: str, together: list[_Job], alone: list[_Job], workers: int) -> dict[str, str]:
-    """Run what is not stored yet; returns what went wrong by ``part seed``."""
+def _run(title: str, jobs: list[_Job], workers: int) -> dict[str, str]:
+    """Run what is not stored yet, timed ones alone at the end; returns what went wrong by ``part seed``."""
     errors: dict[str, str] = {}
     children: set[subprocess.Popen] = set()
     stop = threading.Event()
-    with track(title, len(together) + len(alone), "seeds") as step:
-        for jobs, width in ((together, workers), (alone, 1)):
+    with track(title, len(jobs), "seeds") as step:
+        for timed, width in ((False, workers), (True, 1)):
             pool = ThreadPoolExecutor(width)
             try:
-                running = {pool.submit(_measure, job, children, stop): job for job in jobs}
+                running = {pool.submit(_measure, job, children, stop): job for job in jobs if job.timed == timed}
                 for future in as_completed(running):
                     job, error = running[future], future.result()
                     if error:
@@ -156,8 +169,7 @@ def _measure(job: _Job, children: set[subprocess.Popen], stop: threading.Event) 
     """Run one seed unless it is stored; returns why it failed, or nothing."""
     if job.stored() is not None or stop.is_set():
         return ""
-    shutil.rmtree(job.workdir, ignore_errors=True)
-    job.workdir.mkdir(parents=True)
+    continued = job.prepare()
     words = (job.module, job.part, str(job.seed), str(job.workdir), str(job.result), job.stamp)
     with job.log.open("wb") as log:
         command = [sys.executable, "-m", "maypole.claims.seed", *words]
@@ -168,7 +180,8 @@ def _measure(job: _Job, children: set[subprocess.Popen], stop: threading.Event) 
     if code == 0:
         return ""
     lines = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1] if lines else f'ended with code {code}'} (see {job.log})"
+    anew = f"; it went on from what was in {job.workdir}: without that it begins anew" if continued else ""
+    return f"{lines[-1] if lines else f'ended with code {code}'} (see {job.log}{anew})"
 
 
 def _verdict(
@@ -196,10 +209,6 @@ def _stamp(module: str) -> str:
     if spec is not None and spec.origin:
         files.append(Path(spec.origin))
     return digest(*(f.read_bytes() for f in files))
-
-
-def _is_timed(part: Part | None) -> bool:
-    return part is not None and part.timed
 
 
 def _cores() -> int:

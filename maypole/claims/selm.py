@@ -17,7 +17,7 @@ from maypole.align.preference_options import PreferenceOptions
 from maypole.align.rlhf_workflow import IterativeDPO
 from maypole.align.selm import DeltaWatch, Selm
 from maypole.align.selm_options import SelmOptions
-from maypole.claims.curve import Curve
+from maypole.claims.curve import Curve, Points, points_once
 from maypole.claims.effects import Effect, Part
 from maypole.claims.rumour import Exam, Judge, Sizes, Village, base, load_policy
 from maypole.claims.rumour_picture import picture
@@ -55,9 +55,6 @@ class Course:
     world: Sizes = field(default_factory=Sizes)
 
 
-Points = Mapping[int, Mapping[str, float]]
-
-
 class Arms:
     """One village and its base, and what became of the policies that began as it."""
 
@@ -71,6 +68,10 @@ class Arms:
 
     def run(self, name: str, method: Any) -> Mapping[str, float]:
         """Train by `method` through the online loop; how the policy stands at the end."""
+        points = self.points[name] = points_once(self.workdir / name, lambda: self._train(name, method))
+        return points[self.course.steps * self.course.rounds]
+
+    def _train(self, name: str, method: Any) -> Points:
         course, lm = self.course, load_policy(self.base)
         questions = self.village.questions(course.each)
         judge = Judge(self.village, derive(self.seed, "judge", name))
@@ -85,8 +86,7 @@ class Arms:
             lm, questions, judge, method, config, train,
             out=self.workdir / name, seed=derive(self.seed, "training"), callbacks=[curve, DeltaWatch()],
         )  # fmt: skip
-        self.points[name] = curve.points
-        return curve.points[course.steps * course.rounds]
+        return curve.points
 
     def selm(self, alpha: float, sample: Literal["greedy", "sample"] = "greedy") -> Mapping[str, float]:
         options = SelmOptions(
@@ -103,7 +103,7 @@ class Arms:
         """The curves of all arms as numbers, and of those with a greedy answer, beside iterative DPO, as a picture."""
         (self.workdir / "curves.json").write_text(json.dumps({"before": self.before, **self.points}))
         shown = {name: points for name, points in self.points.items() if not name.startswith("sample")}
-        (self.workdir / "figures").mkdir()
+        (self.workdir / "figures").mkdir(exist_ok=True)
         (self.workdir / "figures" / "rounds.svg").write_text(picture(shown, self.course.steps))
 
 

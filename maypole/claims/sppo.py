@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from maypole.align.config import OnlineConfig
@@ -23,9 +23,11 @@ from maypole.align.preference import CHOSEN, REJECTED
 from maypole.align.preference_options import PreferenceOptions
 from maypole.align.rlhf_workflow import IterativeDPO
 from maypole.align.sppo import Sppo
+from maypole.claims.arm import once
 from maypole.claims.descriptions import LONGEST, Corner, answers, first_policy, well_formed
 from maypole.claims.effects import Effect, Part
 from maypole.claims.sppo_picture import picture
+from maypole.core.atomic import whole_file
 from maypole.core.seeds import derive
 from maypole.data import PAIR, read
 from maypole.engine import Engine, Sampling, ScoreRequest
@@ -83,19 +85,21 @@ METHODS: dict[str, Any] = {
 
 
 class Kept(TrainerCallback):
-    """The weights after every `every` steps, by step, and how many steps a round has."""
+    """For `fit`'s callbacks: the weights after every `every` steps, and after every round, in files by step."""
 
-    def __init__(self, lm: LanguageModel, every: int) -> None:
-        self.lm, self.every, self.per_round = lm, every, 0
-        self.weights: dict[int, dict[str, torch.Tensor]] = {}
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.per_round = state.max_steps // ROUNDS
+    def __init__(self, lm: LanguageModel, every: int, folder: Path) -> None:
+        self.lm, self.every, self.folder = lm, every, folder
+        folder.mkdir(exist_ok=True)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step = state.global_step
-        if step % self.every == 0 or step % self.per_round == 0:
-            self.weights[step] = {name: tensor.clone() for name, tensor in self.lm.model.state_dict().items()}
+        if step % self.every == 0 or step % (state.max_steps // ROUNDS) == 0:
+            with whole_file(weights_after(step, self.folder)) as part:
+                save_file({name: tensor.clone() for name, tensor in self.lm.model.state_dict().items()}, part)
+
+
+def weights_after(step: int, folder: Path) -> Path:
+    return folder / f"{step:05}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +107,23 @@ class Trained:
     """What a run leaves: the rows of its rounds and its policies on the way, the one it began with as step 0."""
 
     rows: list[Dataset]
-    kept: Kept
+    way: Path
+    per_round: int
     start: LanguageModel
+
+    @property
+    def steps(self) -> list[int]:
+        """After which a policy was kept."""
+        return sorted(int(file.stem) for file in self.way.glob("*.safetensors"))
 
     def at(self, step: int) -> LanguageModel:
         policy = self.start.copy()
         if step:
-            policy.model.load_state_dict(self.kept.weights[step])
+            policy.model.load_state_dict(load_file(weights_after(step, self.way)))
         return policy
 
     def after(self, round: int) -> LanguageModel:
-        return self.at(round * self.kept.per_round)
+        return self.at(round * self.per_round)
 
     def rise(self, round: int, column: str = CHOSEN) -> float:
         """Mean change of the log-prob of the answers in `column` of the round's own rows, from 0."""
@@ -143,8 +153,14 @@ class Arena:
         self.said = answers(Engine(start), corner.names, sizes.said, derive(seed, "rivals"))
 
     def train(self, method: Any, judge: Oracle, out: Path) -> Trained:
+        way = out.with_name(f"{out.name} on the way")
+        steps = once(out, lambda: self._train(method, judge, out, way))
+        rows = [read(out / "rounds" / f"{round:03}" / "rows.parquet", PAIR) for round in range(ROUNDS)]
+        return Trained(rows, way, steps // ROUNDS, self.start)
+
+    def _train(self, method: Any, judge: Oracle, out: Path, way: Path) -> int:
+        """How many steps it took."""
         lm, sizes = self.start.copy(), self.sizes
-        kept = Kept(lm, sizes.every)
         train = TrainConfig(
             learning_rate=sizes.learning_rate, num_train_epochs=sizes.epochs, lr_scheduler_type="constant",
             examples_per_step=sizes.examples_per_step, optimizer="fresh", precision="fp32", save_steps=10_000,
@@ -152,10 +168,9 @@ class Arena:
         made = online(
             lm, self.corner.prompts(ROUNDS * sizes.prompts), judge, method,
             OnlineConfig(rounds=ROUNDS, reference="previous", both_orders=False), train,
-            out=out, seed=derive(self.seed, "rounds"), callbacks=[kept],
+            out=out, seed=derive(self.seed, "rounds"), callbacks=[Kept(lm, sizes.every, way)],
         )  # fmt: skip
-        rows = [read(made.path / "rounds" / f"{round:03}" / "rows.parquet", PAIR) for round in range(ROUNDS)]
-        return Trained(rows, kept, self.start)
+        return made.manifest["metrics"]["steps"]
 
     def distance(self, policy: LanguageModel) -> float:
         prompts = list(map(describe_prompt, self.corner.names))
@@ -185,7 +200,7 @@ class Arena:
 
     def nearest(self, trained: Trained, distance: float) -> LanguageModel:
         """The policy on the way of a run that is about as far from the first one."""
-        policies = [trained.at(step) for step in trained.kept.weights]
+        policies = map(trained.at, trained.steps)
         return min(policies, key=lambda policy: abs(self.distance(policy) - distance))
 
 
@@ -269,9 +284,7 @@ def game(seed: int, workdir: Path) -> list[Effect]:
     made: list[Effect] = []
     for actions, steps in ((n, t) for n in (3, 10, 50) for t in (100, 1000)):
         eta, bound = math.sqrt(8 * math.log(actions) / steps), math.sqrt(math.log(actions) / (2 * steps))
-        gaps = [
-            multiplicative_weights(_game(actions, draw), eta=eta, steps=steps).average_gap for _ in range(GAMES)
-        ]
+        gaps = [multiplicative_weights(_game(actions, draw), eta=eta, steps=steps).average_gap for _ in range(GAMES)]
         name = f"average of {steps} steps, {actions} answers"
         made.append(Effect(name, "largest gap of five games, and the bound", max(gaps), bound, 0.0, "difference<="))
     starts = draw.dirichlet(np.ones(3), size=STARTS)

@@ -53,7 +53,8 @@ def claim(
 ) -> Verdicts:
     """Check a system's claim: run its experiment and compare with the paper.
 
-    Each seed runs in a process of its own; seeds already measured are kept, so the same command continues.
+    Each seed runs in a process of its own; seeds already measured are kept, so the same command continues. A seed that
+    was cut off goes on from what it had done, but where seconds are measured it begins anew.
     Exit code 1 means that a claim does not hold.
 
         maypole claim model-editing

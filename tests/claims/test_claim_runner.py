@@ -37,6 +37,16 @@ def crashing(seed, workdir):
         raise RuntimeError("the judge misses its gate")
     return [Effect("gain", "accuracy", 0.9, 0.5, 0.05, "difference>=")]
 
+def cut_off(seed, workdir):
+    first, mended = workdir / "first", Path(os.environ["COUNTS"]).with_name("mended")
+    if not first.exists():
+        _count(f"first half {seed}")
+        first.write_text("0.6")
+    if not mended.exists():
+        os._exit(9)
+    _count(f"second half {seed}")
+    return [Effect("gain", "accuracy", float(first.read_text()), 0.5, 0.05, "difference>=")]
+
 PARTS = {"": Part(NAME)}
 """
 PARTS = 'PARTS = {"fast": Part(holding), "slow": Part(failing, timed=True), "later": None}\n'
@@ -47,9 +57,10 @@ def _stubs(tmp_path, monkeypatch):
     folder = tmp_path / "stub_claims"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    for name in ("holding", "failing", "crashing"):
+    for name in ("holding", "failing", "crashing", "cut_off"):
         (folder / f"{name}.py").write_text(STUB.replace("NAME", name))
     (folder / "with_parts.py").write_text(STUB.replace('PARTS = {"": Part(NAME)}', PARTS))
+    (folder / "timed.py").write_text(STUB.replace("NAME", "cut_off, timed=True"))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("COUNTS", str(tmp_path / "counts"))
@@ -106,6 +117,34 @@ def test_a_seed_that_crashes_fails_the_claim_and_is_tried_again(tmp_path):
     (tmp_path / "mended").touch()
     assert _run("crashing", tmp_path / "o").holds
     assert _counts(tmp_path) == ["crashing 0", "crashing 1", "crashing 1", "crashing 2"]
+
+
+def test_a_seed_that_was_cut_off_goes_on_from_its_first_half(tmp_path):
+    result = _run("cut-off", tmp_path / "o", seeds=(0,))
+    assert "ended with code 9" in result.errors["seed 0"]
+    (tmp_path / "mended").touch()
+    assert _run("cut-off", tmp_path / "o", seeds=(0,)).holds
+    assert _counts(tmp_path) == ["first half 0", "second half 0"]
+
+
+def test_what_a_failing_seed_went_on_from_is_named(tmp_path):
+    _run("cut-off", tmp_path / "o", seeds=(0,))
+    work = tmp_path / "o" / "all" / "seed-0"
+    said = _run("cut-off", tmp_path / "o", seeds=(0,)).errors["seed 0"]
+    assert f"it went on from what was in {work}: without that it begins anew" in said
+    assert _counts(tmp_path) == ["first half 0"]
+
+
+def test_changed_code_and_measured_seconds_begin_anew(tmp_path):
+    _run("cut-off", tmp_path / "o", seeds=(0,))
+    _run("timed", tmp_path / "p", seeds=(0,))
+    (tmp_path / "mended").touch()
+    assert _run("timed", tmp_path / "p", seeds=(0,)).holds
+    assert _counts(tmp_path) == ["first half 0"] * 3 + ["second half 0"]
+    with (tmp_path / "stub_claims" / "cut_off.py").open("a") as file:
+        file.write("# changed\n")
+    assert _run("cut-off", tmp_path / "o", seeds=(0,)).holds
+    assert _counts(tmp_path) == ["first half 0"] * 4 + ["second half 0"] * 2
 
 
 def test_a_claim_with_parts_holds_only_if_all_parts_exist_and_hold(tmp_path, capsys):

@@ -121,4 +121,5 @@ def test_a_small_run_measures_all_seven_and_draws_a_picture(tmp_path):
     assert len(effects) == len({effect.name for effect in effects}) == 12
     assert {path.parent.name for path in tmp_path.glob("*/manifest.json")} == set(SHEET)
     assert (tmp_path / "measured.json").is_file()
+    assert claim.run(1, tmp_path, small) == effects  # what a run that was cut off has left is in nobody's way
     assert (tmp_path / "figures" / "flame.svg").read_text().startswith("<?xml")

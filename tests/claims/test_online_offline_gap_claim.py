@@ -88,5 +88,6 @@ def test_a_small_claim_runs_from_end_to_end(tmp_path):
     assert (tmp_path / "good" / "figures" / "online-offline-gap.svg").is_file()
     report = json.loads((tmp_path / "good" / "runs" / "report.json").read_text())
     assert report["proxy_accuracy"] == pytest.approx(effects[1].ours)
+    assert claim.run(11, tmp_path / "good", sizes) == effects  # what was left by a run that was cut off is found
     control = claim.weak(11, tmp_path / "weak", sizes)
     assert [effect.control for effect in control] == [True, True]

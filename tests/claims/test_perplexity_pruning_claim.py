@@ -1,12 +1,13 @@
 """The claim of perplexity-pruning: its world, its rules on the numbers it came from, and a broken selection."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from maypole.claims import perplexity_pruning as claim
-from maypole.claims.curve import Curve
+from maypole.claims.curve import at_its_end, steps_until
 from maypole.claims.perplexity_pruning import CURATED, PARTS, WEB, Exam, Mix, Outcome, Sizes
 from maypole.claims.verdict import combine
 from maypole.core.progress import set_quiet
@@ -38,9 +39,8 @@ def _quiet(tmp_path, monkeypatch):
 
 def outcome(name: str) -> Outcome:
     clean, losses, recalls = MEASURED[name]
-    curve = Curve(100, dict)
-    curve.points = {s: {"loss": x, "recall": r} for s, x, r in zip(STEPS, losses, recalls)}
-    return Outcome(clean, curve, 2.0 + (name != "none"))
+    points = {s: {"loss": x, "recall": r} for s, x, r in zip(STEPS, losses, recalls)}
+    return Outcome(clean, at_its_end(points, upstream=2.0 + (name != "none")))
 
 
 def missed(effects) -> set[str]:
@@ -69,14 +69,18 @@ def test_a_random_half_that_teaches_more_than_all_fails_the_control():
 
 def test_a_baseline_that_stopped_too_early_fails_the_control():
     short = {name: outcome(name) for name in MEASURED}
-    short["none"].curve.points[800] = {"loss": 1.2, "recall": 0.1}
+    short["none"] = replace(short["none"], points=at_its_end(short["none"].points, loss=1.2, recall=0.1))
     assert "none learns the facts" in missed(claim._learning(WEB, short, Sizes()))
 
 
 def test_a_small_reference_tells_the_sources_apart_and_a_broken_selection_is_found(tmp_path, monkeypatch):
     (tmp_path / "whole").mkdir()
     selected = {"wiki above boilerplate", "noise above wiki", "medium keeps clean documents"}
-    assert not missed(claim.run(WEB, 1, tmp_path / "whole", TINY)) & selected
+    found = claim.run(WEB, 1, tmp_path / "whole", TINY)
+    assert not missed(found) & selected
+    with monkeypatch.context() as patched:
+        patched.setattr(claim, "fit", None)  # what is whole is not trained again
+        assert claim.run(WEB, 1, tmp_path / "whole", TINY) == found
 
     def random_half(corpus, scores, *, criterion, **choice):
         return keep(corpus, scores, criterion="random", **choice)
@@ -114,11 +118,10 @@ def test_every_question_asks_for_a_fact_of_the_world():
 
 
 def test_steps_until_a_level_lie_on_the_line_between_two_points():
-    curve = Curve(10, dict)
-    curve.points = {10: {"recall": 0.1}, 20: {"recall": 0.5}, 30: {"recall": 0.4}}
-    assert curve.steps_until("recall", 0.3) == pytest.approx(15)
-    assert curve.steps_until("recall", 0.05) == 10
-    assert curve.steps_until("recall", 0.9) == 30
+    points = {10: {"recall": 0.1}, 20: {"recall": 0.5}, 30: {"recall": 0.4}}
+    assert steps_until(points, "recall", 0.3) == pytest.approx(15)
+    assert steps_until(points, "recall", 0.05) == 10
+    assert steps_until(points, "recall", 0.9) == 30
 
 
 def test_each_mix_is_a_part_and_each_winner_loses_on_the_other():

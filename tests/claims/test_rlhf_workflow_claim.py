@@ -75,7 +75,8 @@ def test_labels_are_drawn_and_the_truth_is_nobodys_taste():
     assert Gold(corner)([describe_prompt(name)], [first]) == [gold_reward(corner, name, first)]
 
 
-def test_a_small_run_measures_all_effects(tmp_path):
+def test_a_small_run_measures_all_effects_once(tmp_path, monkeypatch):
+    run = claim.online
     sizes = Sizes(
         judged=96, unseen=48, given=48, prompts=24, examples_per_step=12, steps=2, said=2, rivals=4,
         learning=Learning(steps=4, examples_per_step=12), bad_learning=Learning(steps=2, examples_per_step=12),
@@ -87,6 +88,11 @@ def test_a_small_run_measures_all_effects(tmp_path):
     assert list(measured[ITERATIVE]) == ["2", "4", "6", "8", "10"]
     assert measured[ITERATIVE]["10"]["kl"] > 0
     assert (tmp_path / "figures" / "rlhf-workflow.svg").is_file()
+    (tmp_path / f"{PRICED}.json").unlink()  # cut off in one arm: that begins anew, the others are not trained again
+    trained = []
+    monkeypatch.setattr(claim, "online", lambda *given, **more: trained.append(more["out"]) or run(*given, **more))
+    assert claim.learnt(0, tmp_path, sizes) == found
+    assert trained == [tmp_path / PRICED]
 
 
 def test_a_short_training_of_the_reward_model_is_trls(tmp_path):

@@ -72,12 +72,14 @@ def test_optimism_without_effect_misses_and_with_the_wrong_sign_misses_more(tmp_
     }  # fmt: skip
 
 
-def test_every_arm_goes_through_the_online_loop(tmp_path):
+def test_every_arm_goes_through_the_online_loop_once(tmp_path, monkeypatch):
     effects = rumour(1, tmp_path, TINY)
     assert len(effects) == len({effect.name for effect in effects})
     assert sorted(path.name for path in tmp_path.glob("*/rounds/001/rows.parquet")) == ["rows.parquet"] * 8
     assert (tmp_path / "figures" / "rounds.svg").read_text().startswith("<?xml")
     assert (tmp_path / "curves.json").is_file()
+    monkeypatch.setattr(claim, "online", None)  # what is whole is not trained again
+    assert rumour(1, tmp_path, TINY) == effects
 
 
 def test_a_rumour_is_never_the_truth_unless_it_is_told_to_be():

@@ -18,7 +18,7 @@ from maypole.data.rows import TEXT
 from maypole.models.language_model import LanguageModel
 from maypole.train.config import TrainConfig
 from maypole.train.fit import fit
-from maypole.train.result import save_result
+from maypole.train.result import load_result, save_result
 from maypole.train.supervised import LanguageModeling
 
 NAME = "reference"
@@ -27,8 +27,12 @@ NAME = "reference"
 def train_reference(lm: LanguageModel, corpus: Corpus, read: Read, config: TrainConfig, *, out: Artifact) -> Artifact:
     """Train `lm` in place on the documents in the split of `read`; the checkpoint lies in `out` as "reference".
 
-    UserError where the split holds no document.
+    Where `out` is finished its checkpoint is loaded into `lm`. UserError where the split holds no document.
     """
+    if out.finished:
+        child = Artifact.load(out.path / NAME)
+        load_result(lm, child, config)
+        return child
     path = out.checkpoints / "split.parquet"
     if not path.is_file():
         _write_split(corpus, read, path)
