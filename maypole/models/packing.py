@@ -1,7 +1,8 @@
 """Documents and trees as one row of tokens: rows of similar length are gathered, attended and scattered back.
 
 A document is a row; a tree (a prompt with several answers) has one row per leaf, and each shared token is computed
-once outside attention. Knows nothing about what the tokens are for.
+once outside attention. On CPUs inside it too: of a leaf's row only what follows the shared beginning asks, and all of
+the row is seen. Knows nothing about what the tokens are for.
 """
 
 import itertools
@@ -19,18 +20,45 @@ from maypole.models.attention import AttentionSpec
 
 MATH_LIMIT = 256
 """Rows up to this length use the explicit softmax(qk)v, which beats the fused kernel on CPUs in bf16."""
+WORTH_SKIPPING = 0.25
+"""Of a row: from this share on its shared beginning asks nothing again. More kinds of groups cost time themselves."""
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows of similar length: `slots` (rows, length) points into the packed tokens; padding points at slot 0."""
+    """Rows of similar length: `slots` (rows, length) points into the packed tokens; padding points at slot 0.
+
+    Where only the end of each row asks: `asking` (rows, Q) are the slots of those ends, `begin` (rows,) the places in
+    the rows at which they begin.
+    """
 
     slots: torch.Tensor
+    asking: torch.Tensor | None = None
+    begin: torch.Tensor | None = None
+    _biases: dict[tuple[int | None, torch.dtype], torch.Tensor] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def shape(self) -> tuple[int, int]:
         return int(self.slots.shape[0]), int(self.slots.shape[1])
+
+    def to(self, device: torch.device | str) -> "Group":
+        if self.asking is None or self.begin is None:
+            return Group(self.slots.to(device))
+        return Group(self.slots.to(device), self.asking.to(device), self.begin.to(device))
+
+    def bias(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """(rows, 1, Q, length): -inf on what the ends must not see: what follows, what their window leaves behind."""
+        if (window, dtype) not in self._biases:
+            assert self.asking is not None
+            assert self.begin is not None
+            i = self.begin[:, None, None] + torch.arange(self.asking.shape[1], device=self.slots.device)[:, None]
+            j = torch.arange(self.slots.shape[1], device=self.slots.device)
+            i = i.clamp(max=len(j) - 1)  # padding sees something too, or it would be no number
+            hidden = j > i if window is None else (j > i) | (i - j >= window)
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self._biases[window, dtype] = bias.masked_fill_(hidden, float("-inf"))[:, None]
+        return self._biases[window, dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +80,22 @@ class PackedPlan:
         return int(self.positions.shape[0])
 
     def to(self, device: torch.device | str) -> "PackedPlan":
-        groups = tuple(Group(g.slots.to(device)) for g in self.groups)
+        groups = tuple(group.to(device) for group in self.groups)
         return PackedPlan(groups, self.inverse.to(device), self.positions.to(device), self.identity)
 
-    def rows_of(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Tensors (tokens, …) as (rows, length, …), group by group: gathered, or where `identity` as they stand."""
+    def rows_of(self, query: torch.Tensor, *seen: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Tensors (tokens, …) as (rows, length, …), group by group: gathered, or where `identity` as they stand.
+
+        Of `query` only what asks: (rows, Q, …) where that is the ends of rows.
+        """
         begin = 0
         for group in self.groups:
             end = begin + group.slots.numel()
             if self.identity:
-                yield tuple(x[begin:end].unflatten(0, group.shape) for x in tensors)
+                yield tuple(x[begin:end].unflatten(0, group.shape) for x in (query, *seen))
             else:
-                flat = group.slots.reshape(-1)
-                yield tuple(x.index_select(0, flat).unflatten(0, group.shape) for x in tensors)
+                asking = group.slots if group.asking is None else group.asking
+                yield _gathered(query, asking), *(_gathered(x, group.slots) for x in seen)
             begin = end
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
@@ -72,9 +103,17 @@ class PackedPlan:
         # Under autocast rotary embedding leaves q and k in fp32 beside a bf16 v.
         query, key = query.to(value.dtype), key.to(value.dtype)
         heads, d = query.shape[1], value.shape[2]
-        outs = [causal_attention(q, k, v, spec).reshape(-1, heads, d) for q, k, v in self.rows_of(query, key, value)]
+        outs = [
+            causal_attention(q, k, v, spec) if group.asking is None else _ends(q, k, v, spec, group)
+            for group, (q, k, v) in zip(self.groups, self.rows_of(query, key, value))
+        ]
+        outs = [out.reshape(-1, heads, d) for out in outs]
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
         return out if self.identity else out.index_select(0, self.inverse)
+
+
+def _gathered(x: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    return x.index_select(0, slots.reshape(-1)).unflatten(0, tuple(slots.shape))
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
@@ -83,11 +122,27 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: At
     window = spec.sliding_window if spec.sliding_window is not None and spec.sliding_window < length else None
     explicit = spec.softcap is not None or spec.dropout > 0.0
     if explicit or (length <= MATH_LIMIT and q.device.type == "cpu"):
-        return _explicit(q, k, v, spec, window)
+        return _explicit(q, k, v, spec, _bias(length, window, q.shape[2] // k.shape[2], q.dtype, q.device))
+    return _fused(q, k, v, spec, None if window is None else allowed(length, window, q.device))
+
+
+def _ends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, group: Group) -> torch.Tensor:
+    """Attention of the ends of rows to the whole rows. q: (n, Q, heads, d); k, v: (n, L, kv_heads, d) ->
+    (n, Q, heads, d)."""
+    length = k.shape[1]
+    window = spec.sliding_window if spec.sliding_window is not None and spec.sliding_window < length else None
+    if spec.softcap is not None or spec.dropout > 0.0 or q.shape[1] * length <= MATH_LIMIT**2:
+        return _explicit(q, k, v, spec, group.bias(window, q.dtype))
+    return _fused(q, k, v, spec, group.bias(window, torch.promote_types(q.dtype, torch.float32)))
+
+
+def _fused(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """`fused_attention` of (n, length, heads, d); causal where there is no mask."""
     dtype = q.dtype
     if q.device.type == "cpu" and dtype != torch.float64:  # the backward of the CPU kernel is slow in bf16
         q, k, v = q.float(), k.float(), v.float()
-    mask = None if window is None else allowed(length, window, q.device)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         out = fused_attention(q, k, v, spec.scaling, mask, is_causal=mask is None)
@@ -112,26 +167,33 @@ def fused_attention(
 
 
 def _explicit(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, window: int | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, bias: torch.Tensor
 ) -> torch.Tensor:
-    """softmax(scaling q k^T) v with the query heads of one kv head folded into the length: no repeated k and v."""
-    n, length, heads, d = q.shape
-    kv = k.shape[2]
+    """softmax(scaling q k^T + bias) v with the query heads of one kv head folded into the queries: no repeated k and v.
+
+    q: (n, Q, heads, d); k, v: (n, L, kv_heads, d); bias: (1, heads / kv_heads * Q, L), or of each row (n, 1, Q, L).
+    """
+    n, asking, heads, d = q.shape
+    length, kv = k.shape[1], k.shape[2]
     fold = heads // kv
-    q = q.view(n, length, kv, fold, d).permute(0, 2, 3, 1, 4).reshape(n * kv, fold * length, d)
+    q = q.view(n, asking, kv, fold, d).permute(0, 2, 3, 1, 4).reshape(n * kv, fold * asking, d)
     k = k.permute(0, 2, 3, 1).reshape(n * kv, d, length)
     v = v.permute(0, 2, 1, 3).reshape(n * kv, length, v.shape[3])
-    bias = _bias(length, window, fold, q.dtype, q.device)
     with torch.autocast(q.device.type, enabled=False):
-        if spec.softcap is None:
-            scores = torch.baddbmm(bias, q, k, beta=1.0, alpha=spec.scaling)
+        if spec.softcap is not None:
+            scores = torch.tanh(torch.bmm(q, k) * (spec.scaling / spec.softcap)) * spec.softcap
         else:
-            scores = torch.tanh(torch.bmm(q, k) * (spec.scaling / spec.softcap)) * spec.softcap + bias
+            small = bias if bias.ndim == 3 else bias[:1, 0, :1, :1]
+            scores = torch.baddbmm(small, q, k, beta=float(bias.ndim == 3), alpha=spec.scaling)
+        if bias.ndim == 4:
+            scores.view(n, heads, asking, length).add_(bias)
+        elif spec.softcap is not None:
+            scores = scores + bias
         weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(v.dtype, torch.float32)).to(v.dtype)
         if spec.dropout > 0.0:
             weights = F.dropout(weights, spec.dropout)
         out = torch.bmm(weights, v)
-    return out.view(n, kv, fold, length, -1).permute(0, 3, 1, 2, 4).reshape(n, length, heads, -1)
+    return out.view(n, kv, fold, asking, -1).permute(0, 3, 1, 2, 4).reshape(n, asking, heads, -1)
 
 
 @lru_cache(maxsize=64)
@@ -157,32 +219,56 @@ def documents(lengths: Sequence[int]) -> PackedPlan:
     return pack_rows([np.arange(a, b) for a, b in itertools.pairwise(starts)], int(starts[-1]))
 
 
-def pack_rows(rows: Sequence[np.ndarray], tokens: int) -> PackedPlan:
+def pack_rows(rows: Sequence[np.ndarray], tokens: int, *, whole: bool = True) -> PackedPlan:
     """A plan from attention rows: each is the path of slots from a root to a leaf, in order; positions count along it.
 
     Every slot below `tokens` must be on at least one row; a slot on several rows (a shared prefix) takes its output
-    from the first of them, where what precedes it is the same by construction.
+    from the first of them, where what precedes it is the same by construction. The others need not ask for it again:
+    with `whole` they do, in attention that needs no mask, which is what GPUs are fast at.
     """
-    lengths = np.array([len(r) for r in rows], dtype=np.int64)
     positions = np.zeros(tokens, dtype=np.int64)
     inverse = np.full(tokens, -1, dtype=np.int64)
+    taken = np.zeros(tokens, dtype=bool)
+    begins = np.zeros(len(rows), dtype=np.int64)
+    for r, row in enumerate(rows):
+        positions[row] = np.arange(len(row))
+        shared = int(np.argmin(taken[row])) if not taken[row].all() else 0
+        begins[r] = 0 if whole or shared < WORTH_SKIPPING * len(row) else shared
+        taken[row] = True
+    if not taken.all():
+        raise ValueError("a packed token is on no attention row")
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
     groups: list[Group] = []
     offset = 0
-    for members in _similar(lengths):
-        longest = int(lengths[members].max())
-        slots = np.zeros((len(members), longest), dtype=np.int64)
-        for i, member in enumerate(members):
-            row = rows[member]
-            slots[i, : len(row)] = row
-            positions[row] = np.arange(len(row))
-            fresh = inverse[row] < 0
-            inverse[row[fresh]] = offset + i * longest + np.nonzero(fresh)[0]
-        groups.append(Group(torch.from_numpy(slots)))
-        offset += slots.size
-    if (inverse < 0).any():
-        raise ValueError("a packed token is on no attention row")
-    identity = offset == tokens and bool((inverse == np.arange(tokens)).all())
+    for members in _alike(lengths, lengths - begins):
+        ends = [rows[m][begins[m] :] for m in members]
+        slots, asking = _padded([rows[m] for m in members]), _padded(ends)
+        for i, end in enumerate(ends):
+            fresh = inverse[end] < 0
+            inverse[end[fresh]] = offset + i * asking.shape[1] + np.nonzero(fresh)[0]
+        offset += asking.size
+        some = bool(begins[members].any())
+        parts = (slots, asking, begins[members]) if some else (slots,)
+        groups.append(Group(*map(torch.from_numpy, parts)))
+    identity = not begins.any() and offset == tokens and bool((inverse == np.arange(tokens)).all())
     return PackedPlan(tuple(groups), torch.from_numpy(inverse), torch.from_numpy(positions), identity)
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    padded = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return padded
+
+
+def _alike(lengths: np.ndarray, asking: np.ndarray) -> list[np.ndarray]:
+    """Indices of rows grouped by length, those of which only the end asks apart and by the length of that end too."""
+    whole, ends = np.nonzero(asking == lengths)[0], np.nonzero(asking < lengths)[0]
+    groups = [whole[some] for some in _similar(lengths[whole])] if len(whole) else []
+    for some in _similar(lengths[ends]) if len(ends) else []:
+        members = ends[some]
+        groups += [members[alike] for alike in _similar(asking[members])]
+    return groups
 
 
 def _similar(lengths: np.ndarray) -> list[np.ndarray]:

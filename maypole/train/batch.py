@@ -11,6 +11,8 @@ import torch
 from maypole.models.packing import PackedPlan, pack_rows
 from maypole.train.tokens import TokenStore
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
@@ -38,7 +40,7 @@ class PackedBatch:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-def pack(store: TokenStore, rows: np.ndarray) -> PackedBatch:
+def pack(store: TokenStore, rows: np.ndarray, device: torch.device = CPU) -> PackedBatch:
     """The batch of the store's `rows`, in that order. A child's first token is predicted by its parent's last slot."""
     ids: list[np.ndarray] = []
     weights: list[np.ndarray] = []
@@ -75,9 +77,9 @@ def pack(store: TokenStore, rows: np.ndarray) -> PackedBatch:
     flat_weights = np.concatenate(weights)
     scored = np.nonzero(flat_weights)[0]
     flat_ids = np.concatenate(ids).astype(np.int64)
-    return PackedBatch(
+    batch = PackedBatch(
         input_ids=torch.from_numpy(flat_ids),
-        plan=pack_rows(paths, slot),
+        plan=pack_rows(paths, slot, whole=device.type != "cpu"),
         slot=torch.from_numpy(scored.astype(np.int64)),
         source=torch.from_numpy(np.concatenate(source)[scored].astype(np.int64)),
         target=torch.from_numpy(flat_ids[scored]),
@@ -88,3 +90,4 @@ def pack(store: TokenStore, rows: np.ndarray) -> PackedBatch:
         row=torch.tensor(row_of),
         rows=np.asarray(rows),
     )
+    return batch.to(device)

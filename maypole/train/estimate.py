@@ -178,7 +178,7 @@ def _passes(lm: LanguageModel, store: TokenStore, rows: np.ndarray, arithmetic: 
         return tensor
 
     begin = time.perf_counter()
-    batch = pack(store, rows).to(lm.device)
+    batch = pack(store, rows, lm.device)
     watched = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with packed_execution(lm.model), torch.enable_grad(), autocast(arithmetic, lm.device), watched:
         hidden = packed_hidden(lm.model, batch.input_ids, batch.plan).index_select(0, batch.source)

@@ -165,7 +165,7 @@ class EarlierPolicy(ReferenceLogps):
 
     def _compute_all(self, work: Work) -> None:
         for rows in work.batches:
-            batch = pack(work.store, rows).to(self.lm.device)
+            batch = pack(work.store, rows, self.lm.device)
             if self._known(batch, work) is None:
                 self._computed(batch, work)
 

@@ -264,7 +264,7 @@ class PackedTrainer(transformers.Trainer):
     def _loss(
         self, work: Work, of: Callable[..., torch.Tensor], rows: np.ndarray, sums: Counter[str]
     ) -> torch.Tensor:
-        batch = pack(work.store, rows).to(self.device)
+        batch = pack(work.store, rows, self.device)
         reference = self.reference(batch, work) if self.reference is not None else None
         with autocast(self.arithmetic, self.device):
             return run_whole(

@@ -62,6 +62,38 @@ def test_a_tree_equals_its_prompt_repeated(family: str):
             assert _relative(got[row], want) < 1e-5
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("prompt", [40, 330])
+def test_ends_that_ask_alone_equal_whole_rows_in_values_and_gradients(family: str, prompt: int):
+    model = model_of(family)
+    # Two prompts, one with three answers, one of which goes on in two ways, and one with two answers.
+    sizes = [prompt, 9, 3, 30, 12, 1, 25, 7, 8]
+    above = [-1, 0, 0, 0, 3, 3, -1, 6, 6]
+    ends = np.cumsum(sizes)
+    span = [np.arange(end - n, end) for n, end in zip(sizes, ends)]
+    paths: list[np.ndarray] = []
+    for own, parent in zip(span, above):
+        paths.append(np.concatenate([paths[parent], own]) if parent >= 0 else own)
+    rows = [paths[i] for i in range(len(sizes)) if i not in above]
+    text = _texts([int(ends[-1])], seed=3)[0]
+    weight = torch.randn((len(text), VOCABULARY), generator=torch.Generator().manual_seed(1))
+
+    def run(whole: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        plan = pack_rows(rows, len(text), whole=whole)
+        assert (sum(group.asking is not None for group in plan.groups) > 0) is not whole
+        with packed_execution(model):
+            logits = head_of(model).logits(packed_hidden(model, text, plan))
+            (logits * weight).sum().backward()
+        return logits, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    (ours, gradients), (wanted, expected) = run(whole=False), run(whole=True)
+    assert _relative(ours, wanted) < 1e-5
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert _relative(gradients[name], gradient) < 1e-4, name
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
 def test_other_documents_never_change_a_document(family: str):
     model = model_of(family)

@@ -57,7 +57,7 @@ def reference_of(lm, trees: list[Segment]) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
 @pytest.mark.parametrize("name", TREES)
 def test_a_tree_equals_its_prompt_repeated(name: str, family: str):
-    lm, frozen = lm_with(model_of(family)), lm_with(model_of(family, seed=1))
+    lm, frozen = lm_with(model_of(family).double()), lm_with(model_of(family, seed=1).double())
     shared = [TREES[name], PAIR] if name != "pair" else [PAIR]
     apart = [repeated(tree) for tree in shared]
     results = []
