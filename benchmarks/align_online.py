@@ -1,10 +1,11 @@
 """Online preference training: `maypole.align.online` beside trl's experimental OnlineDPOTrainer, in pairs per second.
 
 Both train the same model from the same weights, fused AdamW, bf16 autocast where the CPU multiplies it, on the same
-prompts and in steps of as many: two answers a prompt are drawn at temperature 1 from all tokens, scored by the same function, and the pair is learnt by IPO
-of sums against the first weights. trl runs in the best of its batch sizes. Nobody draws what the other draws; where
-training begins h is 0 whatever was drawn, so that both must have the loss 1/(4β²) in their first step. Ours also keeps
-every sample, score and row on the disk. With short prompts there is little to share: there the gain must be smaller.
+prompts and in steps of as many: two answers a prompt are drawn at temperature 1 from all tokens, scored by the same
+function, and the pair is learnt by IPO of sums against the first weights. trl runs in the best of its batch sizes.
+Nobody draws what the other draws; where training begins h is 0 whatever was drawn, so that both must have the loss
+1/(4β²) in their first step. Ours also keeps every sample, score and row on the disk. With short prompts there is little
+to share: there the gain must be smaller.
 """
 
 import resource
