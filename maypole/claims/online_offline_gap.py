@@ -18,7 +18,7 @@ from maypole.align.online_offline_gap import GapConfig, Materials, gap
 from maypole.align.online_offline_gap.config import OFFLINE, ONLINE, SHUFFLED
 from maypole.align.online_offline_gap.curves import Point, peak
 from maypole.align.online_offline_gap.fixed import labelled
-from maypole.claims.descriptions import LONGEST, Corner, answers, first_policy, well_formed
+from maypole.claims.descriptions import LONGEST, Corner, Schooling, answers, first_policy, well_formed
 from maypole.claims.effects import Effect, Part
 from maypole.claims.learnt_judge import Contest, Learning, LearntJudge, learnt_judge, told_contests
 from maypole.core.identity import digest
@@ -56,6 +56,7 @@ TIGHT = 0.1
 class Sizes:
     """Of the runs and of what is measured."""
 
+    schooling: Schooling = Schooling()
     pairs: int = 16_000
     held_out: int = 1000
     prompts: int = 768  # to answer, and to be measured on
@@ -105,7 +106,7 @@ class Study:
         self.seed, self.workdir, self.sizes = seed, workdir, sizes
         self.corner = Corner(seed)
         self.truth = Truth(self.corner)
-        self.start = first_policy(self.corner, seed, workdir / "first")
+        self.start = first_policy(self.corner, seed, workdir / "first", sizes.schooling)
         self.pairs, self.unseen = self._told(sizes.pairs, "pairs"), self._told(sizes.held_out, "unseen")
 
     def _told(self, count: int, name: str) -> Dataset:

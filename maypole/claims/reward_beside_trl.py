@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from maypole.claims.descriptions import Corner, first_policy
+from maypole.claims.descriptions import Corner, Schooling, first_policy
 from maypole.claims.effects import Effect
 from maypole.claims.learnt_judge import Learning, labelled, told_contests
 from maypole.core.errors import MissingExtra
@@ -34,6 +34,7 @@ APART = 0.01
 class Course:
     """`pairs` fill their steps, so that both pass over them in the same steps."""
 
+    schooling: Schooling = Schooling()
     pairs: int = 125 * 64
     unseen: int = 2_000
     learning: Learning = Learning(steps=400)
@@ -42,7 +43,7 @@ class Course:
 def reward(seed: int, workdir: Path, course: Course = Course()) -> list[Effect]:
     """Held-out accuracy of both, and that they have learnt something."""
     corner, draws = Corner(seed), Draws(seed, "compared")
-    start = with_score_head(first_policy(corner, seed, workdir / "first"), seed=derive(seed, "head"))
+    start = with_score_head(first_policy(corner, seed, workdir / "first", course.schooling), seed=derive(seed, "head"))
     contests = told_contests(corner, draws, course.pairs + course.unseen)
     pairs = labelled(contests, oracle(corner, "length-biased"), draws)
     seen, unseen = pairs.select(range(course.unseen, len(pairs))), pairs.select(range(course.unseen))

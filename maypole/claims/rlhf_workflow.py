@@ -21,7 +21,7 @@ from maypole.align.preference_options import PreferenceOptions
 from maypole.align.rlhf_workflow import IterativeDPO
 from maypole.align.rlhf_workflow_options import WorkflowOptions
 from maypole.claims.curve import Curve, Points, at_its_end, points_once
-from maypole.claims.descriptions import LONGEST, Corner, answers, first_policy, well_formed
+from maypole.claims.descriptions import LONGEST, Corner, Schooling, answers, first_policy, well_formed
 from maypole.claims.effects import Effect, Part
 from maypole.claims.learnt_judge import (
     Gold,
@@ -78,6 +78,7 @@ class Sizes:
     examples_per_step: int = 64
     steps: int = STEPS  # a round
     learning_rate: float = 3e-4
+    schooling: Schooling = Schooling()
     said: int = 34  # answers about each person behind a rate of winning, 816 in all
     rivals: int = 64  # of the first policy, to each
     learning: Learning = Learning()
@@ -91,7 +92,7 @@ class Trial:
         self.seed, self.workdir, self.sizes = seed, workdir, sizes
         self.corner = Corner(seed)
         self.gold = Gold(self.corner)
-        self.start = first_policy(self.corner, seed, workdir / "first")
+        self.start = first_policy(self.corner, seed, workdir / "first", sizes.schooling)
         self.rivals = answers(Engine(self.start), self.corner.names, sizes.rivals, derive(seed, "rivals"))
         self.contests = drawn_contests(
             Engine(self.start), self.corner, sizes.judged + sizes.unseen, derive(seed, "judged")

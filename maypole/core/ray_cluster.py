@@ -2,8 +2,9 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from maypole.core.errors import ConfigError, MissingExtra
@@ -27,6 +28,16 @@ def connected(address: str, workers: int) -> Iterator[Mapping[str, float]]:
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def kept(address: str | None, workers: int) -> Iterator[None]:
+    """For the block there is one connection to the cluster at `address`, whoever asks for it; None: there is none."""
+    if address is None:
+        yield
+    else:
+        with redirect_stdout(sys.stderr), connected(address, workers):
+            yield
 
 
 def _connect(ray: Any, address: str, workers: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from maypole.core.artifact import Artifact
 from maypole.core.config import DryRun, ModelOptions, RunOptions, pass_on, required, setting
 from maypole.core.errors import ConfigError
+from maypole.core.ray_cluster import kept
 from maypole.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -131,14 +132,16 @@ def prune(config: PruneOptions) -> Artifact | DryRun:
         from maypole.curate import perplexity_pruning
 
         corpus, scores = _corpus(config, config.data), config.scores
-        if scoring is not None:
-            with artifact.child(SCORES, kind=SCORES, **_made_of(scoring)) as child:
-                scores = (child if child.finished else _score(scoring, corpus, child)).path
-        assert scores is not None
-        return perplexity_pruning.prune(
-            corpus, perplexity_pruning.Scores.open(scores), out=artifact, criterion=config.criterion, rate=config.rate,
-            by=config.by, stratify=config.stratify, seed=config.seed, workers=config.workers, ray=config.ray,
-        )  # fmt: skip
+        with kept(config.ray, config.workers):
+            if scoring is not None:
+                with artifact.child(SCORES, kind=SCORES, **_made_of(scoring)) as child:
+                    scores = (child if child.finished else _score(scoring, corpus, child)).path
+            assert scores is not None
+            return perplexity_pruning.prune(
+                corpus, perplexity_pruning.Scores.open(scores), out=artifact, criterion=config.criterion,
+                rate=config.rate, by=config.by, stratify=config.stratify, seed=config.seed, workers=config.workers,
+                ray=config.ray,
+            )  # fmt: skip
 
 
 def _scoring(config: PruneOptions) -> ScoreOptions:

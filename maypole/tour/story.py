@@ -35,11 +35,15 @@ from maypole.tour.rows import REPLAY_SHARE
 from maypole.tour.stages import STAGES, StageInfo
 from maypole.tour.telling import Facts, Progress, common
 
+Pages = dict[str, tuple[Any, Stage]]
+"""Name of a stage -> what its page was made of, and the page."""
+
 
 def report(
-    facts: Facts, stages: Mapping[str, Progress], state: ReportState, seconds: float, peak_memory: int
+    facts: Facts, stages: Mapping[str, Progress], state: ReportState, seconds: float, peak_memory: int, pages: Pages
 ) -> Report:
-    """The report of a tour whose `stages` (by name) have come so far."""
+    """The report of a tour whose `stages` (by name) have come so far; `pages` are those made before, and are not drawn
+    again where nothing has changed."""
     last = stages.get("evaluate", Progress("not yet")).artifact
     items, found = (None, []) if last is None else _measured(last.path, last.key)
     told = {
@@ -49,15 +53,19 @@ def report(
         "serve": lambda facts, info, stage, items, found: serve_page.page(facts, info, stage),
         "evaluate": _evaluate,
     }
-    pages = [
-        told[info.name](facts, info, stages.get(info.name, Progress("not yet")), items, found)
-        if info.built
-        else Stage(name=info.name, number=info.number, state="absent", finding=info.does)
-        for info in STAGES
-    ]
+
+    def page(info: StageInfo) -> Stage:
+        if not info.built:
+            return Stage(name=info.name, number=info.number, state="absent", finding=info.does)
+        stage = stages.get(info.name, Progress("not yet"))
+        if info.name not in pages or pages[info.name][0] != (stage, last):
+            pages[info.name] = (stage, last), told[info.name](facts, info, stage, items, found)
+        return pages[info.name][1]
+
     return Report(
         title="maypole tour", model=facts.model, corpus=facts.corpus, date=_date(stages), seconds=seconds,
-        peak_rss=peak_memory, state=state, measures=found, stages=pages, resume_command=facts.options.command,
+        peak_rss=peak_memory, state=state, measures=found, stages=[page(info) for info in STAGES],
+        resume_command=facts.options.command,
     )  # fmt: skip
 
 

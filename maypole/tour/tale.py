@@ -34,6 +34,7 @@ class Tale:
         self.facts = Facts(options, base.name, base.own, corpus.summary, plan)
         self.folder = folder
         self.stages: dict[str, Progress] = {}
+        self._pages: story.Pages = {}
         self.report = self._tell("running")
 
     def stage(
@@ -87,7 +88,7 @@ class Tale:
 
     def _tell(self, state: ReportState) -> Report:
         seconds, peak = self.facts.plan.preparation + self.folder.seconds(), self.folder.peak_memory()
-        self.report = story.report(self.facts, self.stages, state, seconds, peak)
+        self.report = story.report(self.facts, self.stages, state, seconds, peak, self._pages)
         write(self.report, self.folder.report)
         return self.report
 

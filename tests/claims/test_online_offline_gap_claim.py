@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from maypole.claims import online_offline_gap as claim
-from maypole.claims.descriptions import Corner
+from maypole.claims.descriptions import Corner, Schooling
 from maypole.claims.learnt_judge import Learning
 from maypole.claims.online_offline_gap import FAR, NEAR, Found, Sizes, Truth, nearest
 from maypole.claims.verdict import combine
@@ -78,8 +78,8 @@ def test_the_truth_counts_clauses_and_wants_an_end():
 def test_a_small_claim_runs_from_end_to_end(tmp_path):
     quick = Learning(steps=2, examples_per_step=8)
     sizes = Sizes(
-        pairs=24, held_out=12, prompts=24, betas=(0.1, 0.03), steps=2, eval_every=1, examples_per_step=4, judge=quick,
-        weak_pairs=12, weak=quick,
+        schooling=Schooling(size=(1, 32), steps=60), pairs=24, held_out=12, prompts=24, betas=(0.1, 0.03), steps=2,
+        eval_every=1, examples_per_step=4, judge=quick, weak_pairs=12, weak=quick,
     )  # fmt: skip
     effects = claim.run(11, tmp_path / "good", sizes)
     assert len(effects) == 12

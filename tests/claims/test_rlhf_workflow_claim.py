@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maypole.claims import rlhf_workflow as claim
-from maypole.claims.descriptions import Corner
+from maypole.claims.descriptions import Corner, Schooling
 from maypole.claims.learnt_judge import Gold, Learning, labelled, preferred, told_contests
 from maypole.claims.reward_beside_trl import Course, reward
 from maypole.claims.rlhf_workflow import ITERATIVE, MISLED, OFFLINE, OWN, PRICED, Sizes
@@ -15,6 +15,7 @@ from maypole.core.progress import set_quiet
 from maypole.village.describe import describe_prompt, gold_reward, oracle
 from maypole.village.draws import Draws
 
+BRIEF = Schooling(size=(1, 32), steps=60)
 BEFORE = {"wins": 0.49, "gold": 0.63, "tokens": 6.9, "formed": 0.98}
 
 
@@ -78,7 +79,7 @@ def test_labels_are_drawn_and_the_truth_is_nobodys_taste():
 def test_a_small_run_measures_all_effects_once(tmp_path, monkeypatch):
     run = claim.online
     sizes = Sizes(
-        judged=96, unseen=48, given=48, prompts=24, examples_per_step=12, steps=2, said=2, rivals=4,
+        schooling=BRIEF, judged=96, unseen=48, given=48, prompts=24, examples_per_step=12, steps=2, said=2, rivals=4,
         learning=Learning(steps=4, examples_per_step=12), bad_learning=Learning(steps=2, examples_per_step=12),
     )  # fmt: skip
     found = claim.learnt(0, tmp_path, sizes)
@@ -96,6 +97,6 @@ def test_a_small_run_measures_all_effects_once(tmp_path, monkeypatch):
 
 
 def test_a_short_training_of_the_reward_model_is_trls(tmp_path):
-    course = Course(pairs=64, unseen=100, learning=Learning(steps=4, examples_per_step=16))
+    course = Course(schooling=BRIEF, pairs=64, unseen=100, learning=Learning(steps=4, examples_per_step=16))
     same, no_better, _ = reward(0, tmp_path, course)
     assert same.ours == same.baseline == no_better.ours

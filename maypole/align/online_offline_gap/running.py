@@ -28,6 +28,7 @@ from maypole.core.artifact import Artifact
 from maypole.core.atomic import write_atomic
 from maypole.core.errors import UserError
 from maypole.core.identity import digest, identity
+from maypole.core.ray_cluster import kept
 from maypole.core.seeds import derive
 from maypole.core.shards import map_shards
 from maypole.data import PAIR, read
@@ -112,9 +113,10 @@ def gap(
     made += [Rows(name) for name in ("quality", "proximity") if name in config.arms]
     first, then = [cell for cell in todo if cell.of is None], [cell for cell in todo if cell.of is not None]
     run = partial(map_shards, bench.itself, out=out, workers=workers, ray=ray)
-    counts = run(_make, {rows.file: rows for rows in made}, title="rows")
-    found = run(_train, {_points(cell): cell for cell in first}, title="runs")
-    found += run(_train, {_points(cell): cell for cell in then}, title="replays") if then else []
+    with kept(ray, workers):
+        counts = run(_make, {rows.file: rows for rows in made}, title="rows")
+        found = run(_train, {_points(cell): cell for cell in first}, title="runs")
+        found += run(_train, {_points(cell): cell for cell in then}, title="replays") if then else []
     for cell in todo:
         out.child(_folder(cell), **bench.describe(cell))
     facts = {"rows": {rows.file: count for rows, count in zip(made, counts)}, "proxy_accuracy": _accuracy(bench)}
