@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from maypole.align.config import OnlineConfig
 from maypole.align.drawing import draw, schema_of
+from maypole.align.history import GIVEN, ROUND, given_rows, joined
 from maypole.align.judging import Judge, judged
 from maypole.align.measuring import Evaluation, measured
 from maypole.align.method import Method, candidates
@@ -41,6 +42,7 @@ from maypole.train.config import TrainConfig
 from maypole.train.fit import fit
 from maypole.train.ranks import join
 from maypole.train.result import save_result
+from maypole.train.source import nonempty
 
 REPORT = "report.json"
 CHUNK = 64
@@ -60,6 +62,7 @@ def online(
     out: str | Path | Artifact,
     seed: int = 0,
     eval_prompts: Dataset | None = None,
+    first_history: Dataset | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Artifact:
     """Train `lm` in place, round by round, on its own judged answers; the artifact is a checkpoint or adapter.
@@ -77,6 +80,8 @@ def online(
         A path: the artifact is opened, finished and returned. An open Artifact: finishing is its owner's.
     eval_prompts
         Rows like `prompts`, to measure the policy on after every round, against itself before the first.
+    first_history
+        Rows as the method's objective has them, for `config.history`: the first round has them for earlier ones.
     """
     drawn_prompts(len(prompts), config, seed)  # whether there are enough of them
     if candidates(method) < 2:
@@ -85,23 +90,32 @@ def online(
         if name not in prompts.column_names:
             what = f"the column is missing; found {', '.join(prompts.column_names)}"
             raise DataError(what, field=name, expected="an answer to stand beside the policy's")
+    if first_history is not None and config.history == "none":
+        raise ConfigError("history", config.history, "all or sample, where a first history is given")
     if not isinstance(out, Artifact):
         parts = {"online": config, "train": train}
         inputs: dict[str, object] = {"model": lm, "prompts": prompts, "judge": judge, "method": method}
         if eval_prompts is not None:
             inputs["eval_prompts"] = eval_prompts
+        if first_history is not None:
+            inputs["first_history"] = first_history
         ranks = join()
         begin = partial(Artifact.open, out, kind="online", config=parts, inputs=inputs, seed=seed)
         with ranks.together(), ranks.open(begin) as artifact, ranks.together():
             online(
                 lm, prompts, judge, method, config, train, out=artifact, seed=seed, eval_prompts=eval_prompts,
-                callbacks=callbacks,
+                first_history=first_history, callbacks=callbacks,
             )  # fmt: skip
             if not artifact.finished:
                 ranks.lead(lambda: save_result(lm, artifact, artifact.manifest["metrics"]))
                 ranks.finish(artifact)
             return artifact
-    rounds = OnlineRounds(prompts, judge, method, config, artifact=out, seed=seed, eval_prompts=eval_prompts)
+    if first_history is not None:  # what is wrong with it is said before anything is sampled
+        length = min(train.max_length or lm.max_length, lm.max_length)
+        join().in_turn(lambda: nonempty(first_history, method.objective, lm, length, "the first history"))
+    rounds = OnlineRounds(
+        prompts, judge, method, config, artifact=out, seed=seed, eval_prompts=eval_prompts, first_history=first_history
+    )  # fmt: skip
     reference = (config.reference or "initial") if "reference" in method.objective.needs else None
     told = [_Lines(rounds), *callbacks]
     fit(lm, rounds, method.objective, train, out=out, seed=seed, reference=reference, callbacks=told)
@@ -193,12 +207,16 @@ class OnlineRounds:
         artifact: Artifact,
         seed: int,
         eval_prompts: Dataset | None = None,
+        first_history: Dataset | None = None,
     ) -> None:
         self.prompts, self.judge, self.method, self.config = prompts, judge, method, config
         self.artifact, self.seed = artifact, seed
         self.count = config.rounds
         self.schema = schema_of(prompts.features.arrow_schema)
         self.columns = [name for name in prompts.column_names if name != "prompt"]
+        self._given: list[pa.Table] = []
+        if first_history is not None:
+            self._given = [given_rows(first_history, method.objective.rows, self.schema.field("prompt").type)]
         self._chosen = drawn_prompts(len(prompts), config, seed)
         self._engine: Engine | None = None
         self._base = 0
@@ -226,26 +244,23 @@ class OnlineRounds:
         counts = {"round": round, "prompts": len(self._chosen[round]), "judged": len(known), "rows": len(made)}
         if self.config.history != "none":
             counts["history"] = len(rows) - len(made)
+        if self._given and len(made):
+            counts["given"] = sum(number == GIVEN for number in rows.select_columns([ROUND])[ROUND])
         log.info("round %(round)d: %(judged)d of %(prompts)d prompts judged, %(rows)d rows", counts)
         write_atomic(self.folder(round) / REPORT, json.dumps(counts | measured(samples), indent=2) + "\n")
         return rows
 
     def _with_history(self, round: int, made: Dataset) -> Dataset:
-        """`made` and rows of earlier rounds, each with the round that it is of in the column ``round``."""
-        table: Any = made.with_format("arrow")[:]
-        own = table.append_column("round", pa.array([round] * len(made), pa.int64()))
-        if self.config.history == "all":  # which the round before has together already
-            earlier = [pq.read_table(self.folder(round - 1) / "rows.parquet")] if round else []
+        how = self.config.history
+        assert how != "none"
+        if how == "all" and round:  # which the round before has together already
+            earlier = [pq.read_table(self.folder(round - 1) / "rows.parquet")]
         else:
-            earlier = [self._own_rows(number) for number in range(round)]
-        if self.config.history == "sample" and earlier:
-            every = pa.concat_tables(earlier, promote_options="permissive")
-            rng = np.random.default_rng(derive(self.seed, "history", round))
-            earlier = [every.take(np.sort(rng.permutation(len(every))[: len(own)]))]
-        return Dataset(InMemoryTable(pa.concat_tables([*earlier, own], promote_options="permissive")))
+            earlier = [*self._given, *(self._own_rows(number) for number in range(round))]
+        return joined(made, earlier, how, round, seed=self.seed)
 
     def _own_rows(self, round: int) -> pa.Table:
-        return pq.read_table(self.folder(round) / "rows.parquet", filters=[("round", "==", round)])
+        return pq.read_table(self.folder(round) / "rows.parquet", filters=[(ROUND, "==", round)])
 
     def before(self, round: int) -> dict[str, Any]:
         """What was measured before the first step of `round`."""

@@ -29,7 +29,7 @@ _PAIRS = tuple(f.name for f in fields(PreferenceOptions))
 _WORKFLOW = ("pair", "length_penalty", "length_unit")
 _SELM = ("alpha", "optimism_sample", "answers", "floor")
 _SPPO = ("eta", "variant", "select")
-_OWN = {"dpo": (*_PAIRS, *_WORKFLOW, "history"), "selm": (*_PAIRS, *_SELM), "sppo": _SPPO}
+_OWN = {"dpo": (*_PAIRS, *_WORKFLOW, "history", "first_history"), "selm": (*_PAIRS, *_SELM), "sppo": _SPPO}
 """Method -> the settings that only some methods have and it has too."""
 _DRAWN = {"dpo": 8, "selm": 1, "sppo": 5}
 """Method -> answers drawn to a prompt unless --n says how many."""
@@ -47,6 +47,9 @@ class OnlineOptions(PreferenceOptions, OnlineConfig, RunOptions, ModelOptions):
     judge_weights: tuple[float, ...] = setting((), help="one weight per judge")
     columns: tuple[str, ...] = setting((), help="what columns are called in the data: prompt=question")
     eval_data: tuple[str, ...] = setting((), input=True, help="prompts to measure on after every round")
+    first_history: tuple[str, ...] = setting(
+        (), input=True, help="dpo: given pairs, which --history has for rows of a round before the first"
+    )
     n: int | None = setting(None, help="answers to a prompt; default 8, of sppo 5, of selm 1 beside the data's")
     max_tokens: int = setting(256, help="longest answer")
     temperature: tuple[float, ...] = setting(
@@ -83,6 +86,8 @@ class OnlineOptions(PreferenceOptions, OnlineConfig, RunOptions, ModelOptions):
             raise ConfigError("loss", self.loss, "a loss on pairs")
         if self.method == "selm" and self.loss in WITHOUT_REFERENCE:
             raise ConfigError("loss", self.loss, "a loss that holds to a reference")
+        if self.first_history and self.history == "none":
+            raise ConfigError("first_history", self.first_history, "nothing with --history none")
         check("variant", self.variant, (None, "soft", "single", "hard"))
         check("select", self.select, (None, "max_min", "all"))
         if self.judge_weights and len(self.judge_weights) != len(self.judge):
@@ -160,10 +165,11 @@ def online(config: OnlineOptions) -> Artifact | DryRun:
 
             prompts = ranks.in_turn(lambda: _prompts(config, config.data))
             measured = ranks.in_turn(lambda: _prompts(config, config.eval_data)) if config.eval_data else None
+            given = ranks.in_turn(lambda: _given(config, method)) if config.first_history else None
             lm = open_model(config, config.chat_template)
             loop(
                 lm, prompts, judge, method, config, config.train, out=artifact, seed=config.seed,
-                eval_prompts=measured, callbacks=_watching(config),
+                eval_prompts=measured, first_history=given, callbacks=_watching(config),
             )  # fmt: skip
             ranks.lead(lambda: save_result(lm, artifact, artifact.manifest["metrics"]))
             return ranks.finish(artifact)
@@ -218,6 +224,12 @@ def _prompts(config: OnlineOptions, sources: tuple[str, ...]) -> "Dataset":
     return read(sources, PROMPT, columns=config.names)
 
 
+def _given(config: OnlineOptions, method: "Method") -> "Dataset":
+    from maypole.data import read
+
+    return read(config.first_history, method.objective.rows, columns=config.names)
+
+
 def _plan(config: OnlineOptions) -> DryRun:
     """What training would take with answers of the full length; what sampling and judging take is not known before."""
     found = Artifact.find(
@@ -225,6 +237,7 @@ def _plan(config: OnlineOptions) -> DryRun:
     )
     if found is not None and found.finished:
         return DryRun(steps=0, reuses=(str(found.path),))
+    from maypole.align.history import given_rows, joined
     from maypole.align.online import drawn_prompts, imagined
     from maypole.train.dry_run import dry_run
 
@@ -236,7 +249,14 @@ def _plan(config: OnlineOptions) -> DryRun:
     lm = open_model(config, config.chat_template)
     drawn = drawn_prompts(len(prompts), config, config.seed)
     rows = method.rows(imagined(lm, prompts.select(drawn[0][:PREVIEWED].tolist()), method, seed=config.seed))
-    plan = dry_run(lm, rows, len(drawn[0]), method.objective, config.train, seed=config.seed)
+    count = len(drawn[0])
+    if config.first_history and config.history != "none":
+        given = _given(config, method)
+        count += len(given) if config.history == "all" else min(len(given), count)
+        form = prompts.features.arrow_schema.field("prompt").type
+        some = given_rows(given.select(range(min(len(given), PREVIEWED))), method.objective.rows, form)
+        rows = joined(rows, [some], config.history, 0, seed=config.seed)
+    plan = dry_run(lm, rows, count, method.objective, config.train, seed=config.seed)
     if config.train.max_steps < 0:
         plan = replace(plan, steps=(plan.steps or 0) * config.rounds, minutes=(plan.minutes or 0.0) * config.rounds)
     files = ("rounds.json", "rounds/000/samples.parquet", "rounds/000/rows.parquet")

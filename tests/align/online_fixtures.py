@@ -36,6 +36,16 @@ def prompts(count: int = 8, **columns: list[Any]) -> Dataset:
     return dataset
 
 
+def given_pairs(count: int = 5, **changes: Any) -> Dataset:
+    rows = {
+        "prompt": [f"{i} poles and" for i in range(count)], "chosen": [" ribbons"] * count,
+        "rejected": [" nothing"] * count, **changes,
+    }  # fmt: skip
+    dataset = Dataset.from_dict(rows)
+    dataset._fingerprint = digest("pairs", repr(rows))
+    return dataset
+
+
 def low_bytes(prompts: list, completions: list, **columns: Any) -> list[float]:
     """A reward that tells almost any two answers apart."""
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
@@ -61,6 +71,7 @@ def run(
     rows: Dataset | None = None,
     train: TrainConfig | None = None,
     eval_prompts: Dataset | None = None,
+    first_history: Dataset | None = None,
     **changes: Any,
 ) -> tuple[Any, LanguageModel]:
     lm = lm or policy()
@@ -68,7 +79,11 @@ def run(
     method = method or IterativeDPO(sampling=SAMPLING)
     rows = prompts() if rows is None else rows
     train = train or training()
-    return online(lm, rows, judge, method, settings, train, out=out, seed=5, eval_prompts=eval_prompts), lm
+    made = online(
+        lm, rows, judge, method, settings, train, out=out, seed=5, eval_prompts=eval_prompts,
+        first_history=first_history,
+    )  # fmt: skip
+    return made, lm
 
 
 def samples_of(out: Path, round: int) -> list[dict[str, Any]]:

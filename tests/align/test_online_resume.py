@@ -16,14 +16,15 @@ from maypole.align.rlhf_workflow import IterativeDPO
 from maypole.core.seeds import derive
 from maypole.engine import Engine
 from maypole.train.trainer import PackedTrainer
-from tests.align.online_fixtures import LEARNERS, prompts, run, training
+from tests.align.online_fixtures import LEARNERS, given_pairs, prompts, run, training
 from tests.train.test_resume import assert_same, in_a_child, kill
 
 HELD_TO: dict[str, dict[str, Any]] = {
-    "adapter": {"reference": "previous", "history": "sample"}, "all weights": {"reference": "initial"},
+    "adapter": {"reference": "previous", "history": "sample", "first_history": given_pairs(6)},
+    "all weights": {"reference": "initial"},
 }  # fmt: skip
 BOUNDARY: dict[str, dict[str, Any]] = {
-    "adapter": {"optimizer": "fresh", "init": "initial"}, "all weights": {"optimizer": "continue"},
+    "adapter": {"optimizer": "fresh", "init": "initial", "max_steps": 12}, "all weights": {"optimizer": "continue"},
 }  # fmt: skip
 CHUNK = 3
 """Of eight prompts a round: three chunks, the last one not full."""

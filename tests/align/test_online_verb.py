@@ -44,6 +44,7 @@ def _here(tmp_path, model, monkeypatch):
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"number {i}"}) + "\n" for i in range(8)))
     pairs = [{"prompt": f"number {i}", "chosen": " one", "rejected": " two"} for i in range(8)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    Path("torn.jsonl").write_text(json.dumps(pairs[0]) + "\n" + json.dumps({**pairs[1], "rejected": None}) + "\n")
     yield
     set_quiet(False)
 
@@ -75,7 +76,8 @@ def test_both_examples_of_the_help_work(maypole):
 @pytest.mark.parametrize(
     "method",
     [
-        "dpo --judge judge.py:score --temperature 0.7 1 --pair max_random --length-penalty 0.1 --history all",
+        "dpo --judge judge.py:score --temperature 0.7 1 --pair max_random --length-penalty 0.1 --history all "
+        "--first-history pairs.jsonl",
         "sppo --judge judge.py:prefers --eta 8", "selm --judge judge.py:score --alpha 0.1",
     ],
 )
@@ -122,6 +124,8 @@ def test_the_recipe_of_the_village_plans_its_run(maypole):
         ("--judge judge.py:score --pair best", "max_min, max_max"),
         ("--judge judge.py:score --length-penalty=-1", "--length-penalty"),
         ("--judge judge.py:score --history all --method sppo", "nothing with --method sppo"),
+        ("--judge judge.py:score --first-history pairs.jsonl", "nothing with --history none"),
+        ("--judge judge.py:score --history all --first-history torn.jsonl", 'torn.jsonl row 2, field "rejected"'),
         ("--judge judge.py:score --length-unit char --method selm --n 4", "nothing with --method selm"),
         ("--judge judge.py:score --train.init initial", "optimizer fresh"),
         ("--judge judge.py:score --eta 5", "nothing with --method dpo"),
