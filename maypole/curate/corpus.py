@@ -4,7 +4,7 @@ Parquet, and JSON lines plain, .gz or .zst. What is kept stays as it stood: ever
 every byte of a line. Knows nothing about models, nor why a row is kept.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +63,8 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Files whose columns were looked at; `layouts` counts how many different sets of columns they have."""
+    """Files whose columns were looked at; `layouts` counts how many different sets of columns they have, where those
+    of a Parquet file differ in their types too."""
 
     shards: tuple[Shard, ...]
     columns: Columns
@@ -95,17 +96,17 @@ def open_corpus(sources: Sequence[str | Path], columns: Columns | None = None) -
             what = f"another file is called {shard.name} too, and what is kept of them would lie in one place"
             raise DataError(what, file=shard.path, expected="the folder that holds both")
         seen.add(shard.name)
-    found = {shard: names for shard in shards if (names := _names(shard)) is not None}
+    found = {shard: fields for shard in shards if (fields := _fields(shard)) is not None}
     if not found:
         raise DataError("there are no rows in it", file=sources[0], expected="at least one row")
     columns = columns or Columns()
-    for shard, names in found.items():
+    for shard, fields in found.items():
         for wanted in (columns.text, columns.id, columns.domain):
-            if wanted is not None and wanted.split(".")[0] not in names:
-                what = f'no column "{wanted}"; found {", ".join(names)}'
-                raise DataError(what, file=shard.path, row=1, expected=f"--columns {_likely(columns, wanted, names)}")
+            if wanted is not None and not _has(fields, wanted):
+                what = f'no column "{wanted}"; found {", ".join(fields)}'
+                raise DataError(what, file=shard.path, row=1, expected=f"--columns {_likely(columns, wanted, fields)}")
     chosen = {name: name for name in ("id", "domain") if getattr(columns, name) is None and _everywhere(name, found)}
-    return Corpus(tuple(shards), replace(columns, **chosen), len(set(map(frozenset, found.values()))))
+    return Corpus(tuple(shards), replace(columns, **chosen), _layouts(found))
 
 
 def documents(shard: Shard, columns: Columns) -> Iterator[list[Document]]:
@@ -177,26 +178,51 @@ def _is_parquet(path: Path) -> bool:
     return files.suffix(path) in files.PARQUET
 
 
-def _names(shard: Shard) -> list[str] | None:
-    """Names of the columns as far as the first row tells; None for a file without rows."""
+def _fields(shard: Shard) -> Mapping[str, Any] | None:
+    """Columns and the fields inside objects by name: the first row of JSON lines, the types of a Parquet file; None for
+    a file without rows."""
     if _is_parquet(shard.path):
         with _readable(shard.path), pq.ParquetFile(shard.path) as file:
-            return file.schema_arrow.names if file.metadata.num_rows else None
+            return _types(file.schema_arrow) if file.metadata.num_rows else None
     first = next(jsonl.objects(shard.path, str(shard.path)), None)
-    return None if first is None else list(first[1])
+    return None if first is None else first[1]
 
 
-def _everywhere(name: str, found: Mapping[Shard, Sequence[str]]) -> bool:
+def _types(fields: Iterable[pa.Field]) -> dict[str, Any]:
+    return {field.name: _types(field.type) if pa.types.is_struct(field.type) else str(field.type) for field in fields}
+
+
+def _has(fields: Mapping[str, Any], column: str) -> bool:
+    """Whether there is such a column, or may be: a first row whose object is null does not tell what others hold."""
+    if column in fields:
+        return True
+    inside: Any = fields
+    for name in column.split("."):
+        if inside is None:
+            return True
+        if not isinstance(inside, Mapping) or name not in inside:
+            return False
+        inside = inside[name]
+    return True
+
+
+def _layouts(found: Mapping[Shard, Mapping[str, Any]]) -> int:
+    typed = {repr(sorted(f.items())): frozenset(f) for shard, f in found.items() if _is_parquet(shard.path)}
+    plain = {frozenset(f) for shard, f in found.items() if not _is_parquet(shard.path)}
+    return len(typed) + len(plain - set(typed.values()))
+
+
+def _everywhere(name: str, found: Mapping[Shard, Mapping[str, Any]]) -> bool:
     """Whether all files have the column; DataError where only some do."""
-    lacking = [shard for shard, names in found.items() if name not in names]
+    lacking = [shard for shard, fields in found.items() if name not in fields]
     if lacking and len(lacking) < len(found):
-        holder = next(shard for shard, names in found.items() if name in names)
+        holder = next(shard for shard, fields in found.items() if name in fields)
         what = f'no column "{name}", which {holder.name} has'
         raise DataError(what, file=lacking[0].path, expected=f"the same columns in all files, or --columns {name}=NAME")
     return not lacking
 
 
-def _likely(columns: Columns, wanted: str, names: Sequence[str]) -> str:
+def _likely(columns: Columns, wanted: str, names: Iterable[str]) -> str:
     ours = next(name for name in Columns.__slots__ if getattr(columns, name) == wanted)
     near = ("content", "body", "raw_content", "document") if ours == "text" else ()
     return f"{ours}={next((name for name in near if name in names), 'NAME')}"

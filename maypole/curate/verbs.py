@@ -166,7 +166,7 @@ def _corpus(config: CorpusOptions, sources: Sequence[str]) -> "Corpus":
 def _score(config: ScoreOptions, corpus: "Corpus", artifact: Artifact) -> Artifact:
     from maypole.curate import perplexity_pruning
 
-    read = _read(config)
+    read = _read(config, corpus)
     reference = _loader(config, config.model)
     if config.train_reference:
         lm = _untrained(config)
@@ -178,13 +178,17 @@ def _score(config: ScoreOptions, corpus: "Corpus", artifact: Artifact) -> Artifa
     )  # fmt: skip
 
 
-def _read(config: ScoreOptions) -> "Read":
-    """What the reference has read: its share of the corpus, and what stands in the files of --seen."""
-    from maypole.curate.perplexity_pruning.split import Read, ids_of
+def _read(config: ScoreOptions, corpus: "Corpus") -> "Read":
+    """What the reference has read: its share of the corpus, the files of --seen, and what lies beside its weights."""
+    import numpy as np
 
-    if not config.seen:
-        return Read(config.train_reference, config.seed)
-    return Read(config.train_reference, config.seed, ids_of(_corpus(config, config.seen)))
+    from maypole.curate.perplexity_pruning.split import Read, check_ids, ids_of, remembered
+
+    seen = [remembered(name) for name in (config.model, config.adapter) if name is not None]
+    if config.seen:
+        check_ids(corpus)
+        seen.append(ids_of(_corpus(config, config.seen)))
+    return Read(config.train_reference, config.seed, np.unique(np.concatenate(seen)))
 
 
 def _loader(config: CorpusOptions, model: str, **changes: object) -> "Callable[[], LanguageModel]":
@@ -219,9 +223,10 @@ def _plan(config: CorpusOptions, kind: str, scoring: ScoreOptions | None) -> Dry
     from maypole.curate.perplexity_pruning.dry_run import dry_run
 
     lm = _untrained(scoring) if scoring.train_reference else _loader(config, scoring.model)()
+    reading, read = Reading(config.max_length, config.max_tokens), _read(scoring, corpus)
     plan = dry_run(
-        lm, corpus, reading=Reading(config.max_length, config.max_tokens), read=_read(scoring), train=scoring.train,
-        tokens_per_batch=config.tokens_per_batch, seed=config.seed,
+        lm, corpus, reading=reading, read=read, train=scoring.train, tokens_per_batch=config.tokens_per_batch,
+        seed=config.seed,
     )  # fmt: skip
     return replace(plan, reuses=begun, files=_FILES[kind])
 

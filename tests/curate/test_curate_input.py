@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,9 +21,24 @@ pytestmark = pytest.mark.usefixtures("here")
 def test_shards_of_different_columns_are_counted_and_keep_their_own(maypole):
     rows = pq.read_table("corpus/c.parquet")
     pq.write_table(rows.drop_columns("extra").append_column("more", rows["extra"]), "corpus/c.parquet")
-    assert maypole("prune --model reference --data corpus --rate 1 --out o")[0] == 0
-    assert json.loads(Path("o/report.json").read_text())["column_layouts"] == 2
+    assert maypole("prune --model reference --data corpus --rate 1 --max-length 21 --out o")[0] == 0
+    report = json.loads(Path("o/report.json").read_text())
+    assert report["column_layouts"] == 2
     assert pq.read_table("o/data/c.parquet").schema == pq.read_table("corpus/c.parquet").schema
+    long = sum(len(text) > 20 for text in texts(60))
+    assert report["longer_than_context"] == long > 0
+    said = f"and read in windows: {long} documents. The files have 2 different sets of columns or types; each keeps"
+    assert said in Path("o/README.md").read_text()
+
+
+def test_columns_of_other_types_are_another_layout():
+    rows = pq.read_table("corpus/c.parquet")
+    assert open_corpus(["corpus"]).layouts == 1
+    pq.write_table(rows, "corpus/d.parquet")
+    assert open_corpus(["corpus"]).layouts == 1
+    at = rows.schema.get_field_index("extra")
+    pq.write_table(rows.set_column(at, "extra", rows["extra"].cast("string")), "corpus/d.parquet")
+    assert open_corpus(["corpus"]).layouts == 2
 
 
 def test_scores_that_are_not_numbers_are_counted_and_never_kept(maypole):
@@ -71,6 +87,10 @@ def _damage() -> None:
     Path("list.jsonl").write_text('{"text": "abc", "id": [1]}\n')
     Path("empty.jsonl").write_text("")
     Path("blank.jsonl").write_text('{"text": ""}\n{"text": " "}\n')
+    Path("plain.jsonl").write_text('{"text": "abc"}\n{"text": "def"}\n')
+    Path("inner").mkdir()
+    for name, meta in (("a", {"source": "x"}), ("b", {"site": "x"})):
+        pq.write_table(pa.Table.from_pylist([{"text": "abc", "meta": meta}]), f"inner/{name}.parquet")
     Path("notes.txt").write_text("abc")
     Path("nothing").mkdir()
 
@@ -92,6 +112,7 @@ def _damage() -> None:
         ("score --data cut/c.parquet", "cut/c.parquet: no readable Parquet file"),
         ("score --data corpus corpus/a.jsonl", "another file is called a.jsonl too"),
         ("score --data corpus --columns text=body", 'corpus/a.jsonl row 1: no column "body"'),
+        ("score --data inner --columns domain=meta.source", 'inner/b.parquet row 1: no column "meta.source"; found'),
         ("score --data corpus --columns title=x", "--columns: 'title=x' does not work"),
         ("score --data corpus --max-length 100000", "--max-length: 100000 does not work"),
         ("score --data corpus --max-length 1", "--max-length: 1 does not work"),
@@ -100,8 +121,10 @@ def _damage() -> None:
         ("score --data corpus --train-reference 1", "--train-reference: 1.0 does not work"),
         ("score --data corpus --train-reference -0.1", "--train-reference: -0.1 does not work"),
         ("score --data corpus --train-reference 1e-9", "a share of 1e-09 holds no document"),
+        ("score --data corpus --train-reference 0.3 --train.max-length 9999", "--train.max-length: 9999 does not work"),
         ("score --data corpus --train.max-steps 3", "--train-reference: 0.0 does not work"),
         ("score --data corpus --seen blank.jsonl", "documents with a column id"),
+        ("score --data plain.jsonl --seen corpus", "--seen: 'plain.jsonl' does not work"),
         ("score --data corpus --seen none.jsonl", "none.jsonl: no such file or folder"),
         ("score --data corpus --model nowhere", "nowhere: no such directory"),
         ("score --data corpus --model new", "new: it has no weights"),
@@ -138,6 +161,7 @@ def test_wrong_input_exits_2_with_one_paragraph_and_leaves_nothing(maypole, mode
 _ONLY_FOUND_ON_THE_WAY = (
     "none of 2 documents has a score (empty: 2)",
     "a share of 1e-09 holds no document",
+    "--train.max-length: 9999 does not work",
     "--ray: '127.0.0.1:1' does not work",
 )
 

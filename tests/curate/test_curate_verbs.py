@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -157,6 +158,20 @@ def test_workers_on_ray_give_the_bytes_of_one_process(maypole):
     assert contents(Path("two")) == contents(Path("one"))
 
 
+def test_what_workers_are_given_can_be_sent_to_them(maypole, monkeypatch):
+    from maypole.core import shards
+
+    def here(setup, function, todo, workers):
+        return shards._here(*pickle.loads(pickle.dumps((setup, function, dict(todo)))))
+
+    line = "prune --model reference --data corpus --criterion medium --stratify length"
+    assert maypole(f"{line} --out one")[0] == 0
+    monkeypatch.setattr(shards, "_in_processes", here)
+    code, _, err = maypole(f"{line} --out two --workers 2")
+    assert code == 0, err
+    assert contents(Path("two")) == contents(Path("one"))
+
+
 @pytest.mark.parametrize("model", ["new", "reference"])
 def test_a_reference_is_trained_on_a_share_that_then_has_no_score(maypole, model):
     line = f"score --model {model} --train-reference 0.3 {TRAIN} --data corpus --out o"
@@ -173,10 +188,12 @@ def test_a_reference_is_trained_on_a_share_that_then_has_no_score(maypole, model
     assert Scores.open("o").origins[0].model == trained.key
     code, _, err = maypole("score --model o/reference --data corpus --out alone")
     assert code == 0, err
+    read = metrics["dropped"]["in the reference's split"]
+    assert Artifact.load("alone").manifest["metrics"]["dropped"] == {"seen by the reference": read}
     alone = dict(zip(table(Path("alone"))["id"], table(Path("alone"))["nll"]))
     scored = dict(zip(table(Path("o"))["id"], table(Path("o"))["nll"]))
     assert len(scored) == metrics["scored"]
-    assert scored == pytest.approx({name: alone[name] for name in scored}, abs=1e-5)
+    assert scored == pytest.approx(alone, abs=1e-5)
     code, _, err = maypole("prune --scores o --data corpus --rate 1 --out pruned")
     assert code == 0, err
     assert sorted(kept_ids(Path("pruned/data"))) == sorted(scored)
@@ -254,3 +271,8 @@ def test_columns_have_the_names_that_are_given(maypole):
     found = table(Path("o"))
     assert found["id"] == [row["url"] for row in rows]
     assert found["domain"] == [row["meta"]["source"] for row in rows]
+    flat = [{"text": row["body"], "meta.source": row["meta"]["source"]} for row in rows]
+    Path("flat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in flat))
+    code, _, err = maypole("score --model reference --data flat.jsonl --columns domain=meta.source --out p")
+    assert code == 0, err
+    assert table(Path("p"))["domain"] == found["domain"]

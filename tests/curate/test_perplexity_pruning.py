@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def test_pruned_files_have_their_format_their_columns_and_their_order(lm, tmp_pa
     assert sorted(read(done.path, TEXT)["id"]) == sorted(ids)  # the rows, and not the report beside them
     again = prune(corpus, scores, out=tmp_path / "high", criterion="high", rate=0.25)
     assert len(kept_ids(again.path / "data")) == 15
+
+
+def test_a_gzipped_file_is_read_and_stays_one(lm, tmp_path):
+    lines = [json.dumps({"id": f"d{i}", "text": text}).encode() for i, text in enumerate(texts(20))]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n".join(lines)))
+    corpus = open_corpus([tmp_path / "a.jsonl.gz"])
+    scores = Scores.open(score(lm, corpus, out=tmp_path / "scores").path)
+    done = prune(corpus, scores, out=tmp_path / "pruned", criterion="high", rate=0.5)
+    kept = gzip.decompress((done.path / "data" / "a.jsonl.gz").read_bytes()).splitlines()
+    wanted = chosen(scores, criterion="high", rate=0.5)
+    assert kept == [line for line in lines if json.loads(line)["id"] in wanted]
+    assert len(kept) == 10
 
 
 def test_empty_documents_are_counted_and_not_scored(lm, tmp_path):

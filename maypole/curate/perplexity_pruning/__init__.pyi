@@ -6,5 +6,6 @@ from .scoring import score as score
 from .selection import Selection as Selection
 from .selection import select as select
 from .split import Read as Read
+from .split import remembered as remembered
 
-__all__ = ["Read", "Reading", "Scores", "Selection", "prune", "score", "select", "train_reference"]
+__all__ = ["Read", "Reading", "Scores", "Selection", "prune", "remembered", "score", "select", "train_reference"]

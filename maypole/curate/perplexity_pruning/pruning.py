@@ -115,5 +115,3 @@ def _samples(cut: _Cut, shard: Shard, keep: np.ndarray) -> list[dict[str, Any]]:
         if batch[-1].row >= max(mine):
             break
     return found
-
-

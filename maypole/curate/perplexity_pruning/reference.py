@@ -3,16 +3,19 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from maypole.core.artifact import Artifact
 from maypole.core.atomic import fsync_file
-from maypole.core.errors import UserError
+from maypole.core.errors import ConfigError, UserError
 from maypole.core.progress import track
 from maypole.core.seeds import derive
 from maypole.curate.corpus import Corpus, documents, unusable
-from maypole.curate.perplexity_pruning.split import Read
+from maypole.curate.perplexity_pruning.selection import hashed
+from maypole.curate.perplexity_pruning.split import FILE, Read
 from maypole.data.reader import read as read_rows
 from maypole.data.rows import TEXT
 from maypole.models.language_model import LanguageModel
@@ -25,10 +28,14 @@ NAME = "reference"
 
 
 def train_reference(lm: LanguageModel, corpus: Corpus, read: Read, config: TrainConfig, *, out: Artifact) -> Artifact:
-    """Train `lm` in place on the documents in the split of `read`; the checkpoint lies in `out` as "reference".
+    """Train `lm` in place on the documents in the split of `read`; the checkpoint lies in `out` as "reference", and
+    beside it the ids that it has read, those in `read.seen` among them (`split.remembered`).
 
-    Where `out` is finished its checkpoint is loaded into `lm`. UserError where the split holds no document.
+    Where `out` is finished its checkpoint is loaded into `lm`. UserError where the split holds no document, ConfigError
+    where rows would be longer than the model has positions for.
     """
+    if config.max_length is not None and config.max_length > lm.max_length:
+        raise ConfigError("train.max_length", config.max_length, f"at most the model's {lm.max_length} positions")
     if out.finished:
         child = Artifact.load(out.path / NAME)
         load_result(lm, child, config)
@@ -42,6 +49,7 @@ def train_reference(lm: LanguageModel, corpus: Corpus, read: Read, config: Train
         fit(lm, rows, LanguageModeling(), config, out=child, seed=seed)
         if not child.finished:
             save_result(lm, child, child.manifest["metrics"])
+            np.save(child.path / FILE, np.union1d(read.seen, _ids(corpus, read)))
             child.finish()
     return child
 
@@ -65,3 +73,13 @@ def _write_split(corpus: Corpus, read: Read, path: Path) -> None:
         raise UserError(f"a share of {read.share:g} holds no document", "--train-reference", "a larger share")
     fsync_file(part)
     os.replace(part, path)
+
+
+def _ids(corpus: Corpus, read: Read) -> NDArray[np.uint64]:
+    """Hashes of the ids in the split of `read`."""
+    found: list[NDArray[np.uint64]] = []
+    for shard in corpus.shards:
+        for batch in documents(shard, corpus.columns):
+            ids = [document.id for document in batch]
+            found.append(hashed(ids)[read.in_split(ids)])
+    return np.concatenate(found)

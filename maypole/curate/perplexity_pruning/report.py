@@ -210,6 +210,7 @@ def card(document: Mapping[str, Any], artifact: Artifact) -> str:
         f"{document['rate']:.0%} of the {where}{strata}.",
         "",
         *_dropped(document),
+        *_noted(document),
         "## Domains",
         "",
         "| domain | documents | kept | share before | share after | tokens | kept |",
@@ -234,6 +235,15 @@ def card(document: Mapping[str, Any], artifact: Artifact) -> str:
 def _dropped(document: Mapping[str, Any]) -> list[str]:
     reasons = [f"{_cell(reason)}: {count:,}" for reason, count in document["dropped"].items()]
     return [f"Left out before that: {', '.join(reasons)}.", ""] if reasons else []
+
+
+def _noted(document: Mapping[str, Any]) -> list[str]:
+    """What is unusual about the corpus and left nothing out."""
+    long, layouts = document["longer_than_context"], document["column_layouts"]
+    lines = [f"Longer than the reference reads at once, and read in windows: {long:,} documents."] if long else []
+    if layouts > 1:
+        lines.append(f"The files have {layouts:,} different sets of columns or types; each keeps its own.")
+    return [" ".join(lines), ""] if lines else []
 
 
 def _cell(text: str) -> str:

@@ -4,6 +4,7 @@ id, or ids that are known. A document that a model was trained on looks easier t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from maypole.curate.perplexity_pruning.selection import hashed
 
 IN_SPLIT = "in the reference's split"
 SEEN = "seen by the reference"
+FILE = "seen.npy"
+"""Beside a reference's weights: sorted hashes of the ids that it was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,20 @@ class Read:
         return [IN_SPLIT if a else SEEN if b else None for a, b in zip(split, known)]
 
 
+def remembered(model: str | Path) -> NDArray[np.uint64]:
+    """Sorted hashes of the ids that the reference in directory `model` was trained on; none where it does not say."""
+    path = Path(model) / FILE
+    return np.load(path, allow_pickle=False) if path.is_file() else np.zeros(0, dtype=np.uint64)
+
+
 def ids_of(corpus: Corpus) -> NDArray[np.uint64]:
     """Sorted hashes of all ids of a corpus; ConfigError where its documents have none."""
-    if corpus.columns.id is None:
-        raise ConfigError("seen", corpus.shards[0].name, "documents with a column id, or --columns id=NAME")
+    check_ids(corpus)
     batches = (batch for shard in corpus.shards for batch in documents(shard, corpus.columns))
     return np.unique(np.concatenate([hashed([document.id for document in batch]) for batch in batches]))
+
+
+def check_ids(corpus: Corpus) -> None:
+    """ConfigError unless documents have ids of their own: file and row are others in another corpus."""
+    if corpus.columns.id is None:
+        raise ConfigError("seen", corpus.shards[0].name, "documents with a column id, or --columns id=NAME")
