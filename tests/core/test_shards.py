@@ -160,6 +160,12 @@ def test_a_cluster_that_runs_already_sees_paths_and_tells_errors_as_one_process_
         run(Path("plain"), SHARDS, Path("log"))
         run(Path("o"), SHARDS, Path("log2"), workers=2, ray="local")
         assert content(Path("o")) == content(Path("plain"))
+        program = "import sys; from pathlib import Path; from tests.core.shard_worker import run\n"
+        program += f"run(Path('far'), {SHARDS}, Path('log3'), workers=2, ray=sys.argv[1])"
+        address = ray.get_runtime_context().gcs_address
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", program, address], env=env, check=True, stderr=subprocess.DEVNULL)
+        assert content(Path("far")) == content(Path("plain"))
         with pytest.raises(DataError, match="numbers row 4: negative"):
             run(Path("wrong"), [3, -4], Path("log2"), workers=2, ray="local")
         with pytest.raises(FileNotFoundError, match="none/log"):  # where the setup writes
