@@ -24,6 +24,7 @@ from maypole.cli.commands import COMMANDS, POLE
 from maypole.cli.main import run
 from maypole.cli.options import split
 from maypole.core.progress import set_quiet
+from maypole.curate.perplexity_pruning import picture
 from tests.docs_workplace import furnish
 
 ROOT = Path(__file__).parent.parent
@@ -68,9 +69,15 @@ def blocks(page: str) -> Iterator[Block]:
         yield Block(found["language"], found["text"], found["mark"] is not None)
 
 
-def headings(page: str) -> list[str]:
+def headings(page: str, level: str = "##") -> list[str]:
     text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
-    return re.findall(r"^## (.+)$", text, re.MULTILINE)
+    return re.findall(rf"^{level} (.+)$", text, re.MULTILINE)
+
+
+def anchors(page: str) -> set[str]:
+    """What the site calls the headings of a page: their words in lower case with hyphens between."""
+    plain = (re.sub(r"\[(.*?)\]\(.*?\)|[`*]", r"\1", heading) for heading in headings(page, "#+"))
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in plain}
 
 
 @pytest.fixture
@@ -138,6 +145,13 @@ def test_the_site_has_a_place_for_every_page():
     assert sorted(f"docs/{name}" for name in re.findall(r"[\w/-]+\.md", str(found))) == SITE
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TEMPLATE])
+def test_links_to_a_heading_find_it(page):
+    found = re.findall(r"\]\(([^):#]*\.md|)#([^)]+)\)", (ROOT / page).read_text())
+    pages = [(os.path.relpath((ROOT / page).parent / link, ROOT) if link else page, name) for link, name in found]
+    assert [f"{other}#{name}" for other, name in pages if name not in anchors(other)] == []
+
+
 @pytest.mark.parametrize("page", SYSTEMS)
 def test_a_system_page_has_the_parts_of_the_template_its_claim_and_a_snippet_that_is_run(page):
     assert [h for h in headings(page) if h in headings(TEMPLATE)] == headings(TEMPLATE)
@@ -202,6 +216,15 @@ def _has_dry_run(words: list[str]) -> bool:
 def test_a_page_that_loads_from_another_host_is_found_out(tmp_path, page, found):
     (tmp_path / "index.html").write_text(page)
     assert list(check_site.foreign(tmp_path)) == found
+
+
+def test_the_picture_of_a_pruned_corpus_is_what_its_numbers_draw():
+    numbers = json.loads((ROOT / "docs" / "results" / "pictures" / "perplexity-pruning.json").read_text())
+    image = (ROOT / "docs" / "images" / "perplexity-pruning.svg").read_text()
+    assert image == picture.picture(numbers), "run: python docs/pruning_picture.py"
+    clean = next(line for line in numbers["composition"] if line["domain"] == "wiki")
+    grown = f"from {clean['documents_share']:.0%} to {clean['kept_documents_share']:.0%}".replace("%", " %")
+    assert f"clean text grows {grown}" in (ROOT / "docs" / "systems" / "perplexity-pruning.md").read_text()
 
 
 def test_pictures_are_small():
