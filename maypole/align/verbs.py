@@ -228,8 +228,10 @@ def _plan_dpo(config: DpoOptions) -> DryRun:
 
     rows, count = _first_rows(config, _rows_of(config))
     objective = objective_of(config.preference)
+    lm = _load(config, ALONE)
+    reference = _reference(config, lm, ALONE) if "reference" in objective.needs else None
     plan = dry_run(
-        _load(config, ALONE), _prepared(rows, config), count, objective, config.train, seed=config.seed
+        lm, _prepared(rows, config), count, objective, config.train, seed=config.seed, reference=reference
     )  # fmt: skip
     return plan if found is None else replace(plan, reuses=(str(found.path),))
 

@@ -17,6 +17,7 @@ from maypole.train.estimate import estimate
 from maypole.train.fit import decisions
 from maypole.train.objective import Objective
 from maypole.train.planner import Order
+from maypole.train.reference import Earlier, check_view, self_test_apart
 from maypole.train.source import Source
 from maypole.train.trainable import become, make_trainable
 
@@ -24,14 +25,27 @@ _RECORDS = ("README.md", "config.yaml", "manifest.json", "metrics.jsonl", "run.l
 
 
 def dry_run(
-    lm: LanguageModel, rows: Dataset, of: int, objective: Objective, config: TrainConfig, *, seed: int
+    lm: LanguageModel,
+    rows: Dataset,
+    of: int,
+    objective: Objective,
+    config: TrainConfig,
+    *,
+    seed: int,
+    reference: LanguageModel | Earlier | None = None,
 ) -> DryRun:
-    """The plan for data that begins with `rows` and has `of` in all; its steps assume that the rest is like them."""
+    """The plan for data that begins with `rows` and has `of` in all; its steps assume that the rest is like them.
+
+    A `reference` that is a model of its own counts as memory that is taken before the first step.
+    """
+    if isinstance(reference, LanguageModel):
+        check_view(reference, lm, config)
     if config.peft is not None and lm.adapters:
         become(lm, merged(lm))  # or it would be saved beside the new adapter
     with tempfile.TemporaryDirectory() as folder:
         make_trainable(lm, config, seed, Path(folder))
         self_test(lm.model)
+        self_test_apart(reference, lm)
         length = min(config.max_length or lm.max_length, lm.max_length)
         source = Source(rows, objective, lm, config, max_length=length, seed=seed, folder=Path(folder))
     if config.max_steps < 0:

@@ -29,7 +29,7 @@ from maypole.train.estimate import Estimate, choose_checkpointing, estimate
 from maypole.train.objective import Objective, Rounds
 from maypole.train.precision import Arithmetic, decide, has_bf16, masters
 from maypole.train.ranks import ALONE, Ranks, join
-from maypole.train.reference import Earlier, EarlierPolicy, ReferenceLogps, check_view, settled
+from maypole.train.reference import Earlier, EarlierPolicy, ReferenceLogps, check_view, self_test_apart, settled
 from maypole.train.result import load_result, save_result
 from maypole.train.sharding import sharded
 from maypole.train.source import Source, Work, nonempty, work
@@ -146,6 +146,7 @@ def _train(
     with as_before_on_error(lm):
         make_trainable(lm, config, seed, artifact.path, artifact.out, ranks)
         self_test(lm.model)
+        self_test_apart(reference, lm)
         if ranks.size > 1:
             ranks.same("rows", source.store.tokens)  # which also has them made by all, before the first plans alone
             sums = [torch.linalg.vector_norm(p.detach(), 1, dtype=torch.float64) for p in lm.model.parameters()]
@@ -191,7 +192,6 @@ def _reference(
     if reference is None:
         return None
     if isinstance(reference, LanguageModel):
-        self_test(reference.model)
         kept = artifact.checkpoints if config.reference_logps == "cached" else None
         return ReferenceLogps(reference, arithmetic, kept)
     rounds = artifact.path / "rounds" if source.rounds > 1 else None

@@ -20,7 +20,7 @@ from maypole.core.identity import cache_dir, digest
 from maypole.core.progress import tell
 from maypole.models.adapters import snapshot
 from maypole.models.attention import packed_execution
-from maypole.models.forward import packed_hidden
+from maypole.models.forward import packed_hidden, self_test
 from maypole.models.language_model import FOLLOW, LanguageModel
 from maypole.models.packing import documents
 from maypole.models.saving import save_adapter
@@ -225,6 +225,13 @@ def _sample(lm: LanguageModel) -> torch.Tensor:
     ids = torch.arange(8, device=lm.device)
     with lm.active() as model, packed_execution(model):
         return packed_hidden(model, ids, documents([len(ids)]).to(lm.device))
+
+
+def self_test_apart(reference: LanguageModel | Earlier | None, lm: LanguageModel) -> None:
+    """`self_test`, of a reference that is a model of its own: which also has its weights read from the disk, so that
+    the memory they take is seen before anything is decided by it."""
+    if isinstance(reference, LanguageModel) and reference.transformer is not lm.transformer:
+        self_test(reference.model)
 
 
 def check_view(reference: LanguageModel, lm: LanguageModel, config: TrainConfig) -> None:

@@ -13,7 +13,7 @@ from maypole.align.verbs import dpo
 from maypole.cli.main import run
 from maypole.core.artifact import Artifact
 from maypole.core.progress import set_quiet
-from maypole.models import PeftOptions, load, new_adapter, save
+from maypole.models import PeftOptions, create, load, new_adapter, save
 from tests.engine.engine_fixtures import lm_of
 from tests.models.conftest import logits
 
@@ -155,6 +155,25 @@ def test_the_examples_of_the_help_work(maypole, example: str):
     assert code == 0, err
     assert "rows kept" in out.replace("_", " ")
     assert not Path("tuned-2").exists()
+
+
+def test_a_dry_run_counts_the_memory_of_a_reference_that_is_another_model(maypole):
+    """Its weights lie in memory beside the model's; the model itself as it was takes none."""
+    lm = lm_of("llama")
+    wide = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = type(lm.model.config)(**{**lm.model.config.to_dict(), **wide, "num_key_value_heads": 4, "head_dim": 128})
+    save(create(config, lm.tokenizer, seed=0), Path("large"))
+    size = Path("large", "model.safetensors").stat().st_size
+    assert size > 60e6
+    line = f"--model base --data pairs.jsonl --out o --dry-run --json {TRAIN}"
+    alone, base, large = (
+        json.loads(maypole(f"{line} {more}")[1])["peak_memory_bytes"]
+        for more in ("", "--reference base", "--reference large")
+    )
+    assert large - max(alone, base) > 0.7 * size
+    assert abs(base - alone) < 0.3 * size
+    code, _, err = maypole(f"{line} --reference nowhere")
+    assert (code, "nowhere" in err) == (2, True)
 
 
 def test_a_dry_run_counts_what_it_would_drop_by_reason(capsys):
