@@ -40,7 +40,7 @@ SITE = [page for page in PAGES if page.startswith("docs/") and "/_" not in page]
 SYSTEMS = [page for page in SITE if page.startswith("docs/systems/")]
 TEMPLATE = "docs/systems/_template.md"
 FOLLOWED = ["README.md", "docs/start.md", "docs/engine.md", "docs/server.md", "docs/online.md"]
-FOLLOWED += ["docs/reference/rows.md", *SYSTEMS]
+FOLLOWED += ["docs/zoo.md", "docs/reference/rows.md", *SYSTEMS]
 """Pages whose marked blocks are run, and whose other commands are tried with --dry-run where they have it."""
 
 LAUNCHERS = (["maypole"], ["accelerate"], ["torchrun"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from maypole.core.errors import ConfigError, UserError
 from maypole.curate.corpus import open_corpus
@@ -82,6 +83,15 @@ def test_a_long_document_is_the_mean_of_its_windows_by_tokens(lm, tmp_path):
     assert whole["d0"] == (pytest.approx((nll * tokens).sum() / 150, abs=1e-5), 150)
     assert json.loads((tmp_path / "whole" / "report.json").read_text())["longer_than_context"] == 1
     assert Scores.open(tmp_path / "whole").origins[0].max_length == 33
+
+
+def test_without_bos_a_document_of_one_token_has_nothing_to_score(tmp_path):
+    lm = lm_of()
+    lm.tokenizer.bos_token = None
+    lm.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    report = score(lm, corpus_of(tmp_path / "corpus", ["a", "abc"]), out=tmp_path / "scores").manifest["metrics"]
+    assert report["dropped"] == {"no token to score": 1}
+    assert (report["scored"], report["tokens"]) == (1, 2)
 
 
 def test_max_tokens_reads_the_beginning_only_and_is_recorded(lm, tmp_path):
