@@ -25,6 +25,9 @@ class OnlineConfig:
     )
     both_orders: bool = setting(True, help="ask a judge that compares two answers in both orders")
     eval_max_tokens: int = setting(256, help="longest answer to a prompt of --eval-data")
+    max_kl: float | None = setting(
+        None, help="end after a round that leaves the policy so many nats an answer from its start, on --eval-data"
+    )
     on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="stop, or skip-row")
 
     def __post_init__(self) -> None:
@@ -37,4 +40,6 @@ class OnlineConfig:
             raise ConfigError("prompts_per_round", self.prompts_per_round, "1 or more")
         if self.eval_max_tokens < 1:
             raise ConfigError("eval_max_tokens", self.eval_max_tokens, "1 or more")
+        if self.max_kl is not None and self.max_kl <= 0:
+            raise ConfigError("max_kl", self.max_kl, "above 0")
         pass_on(OnlineConfig, self)

@@ -92,6 +92,8 @@ def online(
             raise DataError(what, field=name, expected="an answer to stand beside the policy's")
     if first_history is not None and config.history == "none":
         raise ConfigError("history", config.history, "all or sample, where a first history is given")
+    if config.max_kl is not None and eval_prompts is None:
+        raise ConfigError("max_kl", config.max_kl, "nothing without prompts to measure it on")
     if not isinstance(out, Artifact):
         parts = {"online": config, "train": train}
         inputs: dict[str, object] = {"model": lm, "prompts": prompts, "judge": judge, "method": method}
@@ -228,9 +230,11 @@ class OnlineRounds:
     def folder(self, round: int) -> Path:
         return self.artifact.path / "rounds" / f"{round:03}"
 
-    def __call__(self, round: int, lm: LanguageModel) -> Dataset:
+    def __call__(self, round: int, lm: LanguageModel) -> Dataset | None:
         if self._evaluation is not None:
             self._evaluation(round, lm, partial(self.engine, lm))
+            if self._too_far(round):
+                return None
         path = self.folder(round) / "samples.parquet"
         if not path.is_file():
             self._sample(round, lm, path)
@@ -262,6 +266,13 @@ class OnlineRounds:
     def _own_rows(self, round: int) -> pa.Table:
         return pq.read_table(self.folder(round) / "rows.parquet", filters=[(ROUND, "==", round)])
 
+    def _too_far(self, rounds: int) -> str:
+        """Why the run ends after so many rounds, if it does."""
+        bound, kl = self.config.max_kl, self._evaluation.numbers(rounds)["eval_kl"] if self._evaluation else 0.0
+        if bound is None or kl <= bound:
+            return ""
+        return f"round {rounds - 1} left the policy {kl:.3g} nats from its start, more than {bound:g}"
+
     def before(self, round: int) -> dict[str, Any]:
         """What was measured before the first step of `round`."""
         seen = json.loads((self.folder(round) / REPORT).read_text())
@@ -269,13 +280,18 @@ class OnlineRounds:
 
     def end(self, lm: LanguageModel) -> None:
         """The policy is trained: measure it once more, and put all rounds into one table."""
-        table = [json.loads((self.folder(round) / REPORT).read_text()) for round in range(self.count)]
+        paths = [path for round in range(self.count) if (path := self.folder(round) / REPORT).is_file()]
+        table = [json.loads(path.read_text()) for path in paths]
         if self._evaluation is not None:
-            self._evaluation(self.count, lm, partial(self.engine, lm))
+            self._evaluation(len(table), lm, partial(self.engine, lm))
             table = [line | self._evaluation.numbers(round + 1) for round, line in enumerate(table)]
         write_atomic(self.artifact.path / "rounds.json", json.dumps(table, indent=2) + "\n")
         kept = {name: value for name, value in table[-1].items() if name not in ("round", "rows")}
         self.artifact.manifest["metrics"] |= kept
+        if len(table) < self.count:
+            why = self._too_far(len(table))
+            log.warning("%s: the run ends here, %d of %d rounds done", why, len(table), self.count)
+            self.artifact.manifest["metrics"] |= {"ended": why}
 
     def engine(self, lm: LanguageModel) -> Engine:
         """The engine with the policy as it is: weights are shared, an adapter's are copied."""

@@ -88,6 +88,8 @@ class OnlineOptions(PreferenceOptions, OnlineConfig, RunOptions, ModelOptions):
             raise ConfigError("loss", self.loss, "a loss that holds to a reference")
         if self.first_history and self.history == "none":
             raise ConfigError("first_history", self.first_history, "nothing with --history none")
+        if self.max_kl is not None and not self.eval_data:
+            raise ConfigError("max_kl", self.max_kl, "nothing without --eval-data, on which it is measured")
         check("variant", self.variant, (None, "soft", "single", "hard"))
         check("select", self.select, (None, "max_min", "all"))
         if self.judge_weights and len(self.judge_weights) != len(self.judge):

@@ -6,7 +6,7 @@ Knows nothing about where rows come from or which paper an objective implements.
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from maypole.train.ranks import ALONE, Ranks, join
 from maypole.train.reference import Earlier, EarlierPolicy, ReferenceLogps, check_view, self_test_apart, settled
 from maypole.train.result import load_result, save_result
 from maypole.train.sharding import sharded
-from maypole.train.source import Source, Work, nonempty, work
+from maypole.train.source import Ended, Source, Work, nonempty, work
 from maypole.train.trackers import TENSORBOARD, check_installed, tensorboard
 from maypole.train.trainable import as_before_on_error, make_trainable
 from maypole.train.trainer import PackedTrainer, finished_checkpoints
@@ -255,11 +255,13 @@ def _run(trainer: PackedTrainer, artifact: Artifact, expected: Estimate) -> dict
             expected.announce()
         with _stop_politely(ranks) as stop, _shown(steps - begin, ranks) as step:
             trainer.add_callback(_Progress(stop, step, ranks))
-            trainer.train(resume_from_checkpoint=str(done) if done else None)
+            with suppress(Ended):
+                trainer.train(resume_from_checkpoint=str(done) if done else None)
             if ranks.any(stop.is_set()):
                 raise KeyboardInterrupt
     else:
         trainer.restore(done)
+    steps = trainer.state.global_step
     lines = ranks.lead(artifact.metrics.read)
     metrics: dict[str, Any] = {"steps": steps, "tokens": trainer.tokens_seen}
     for line in lines:

@@ -130,8 +130,11 @@ class WithBaseline(Objective, Protocol):
 
 
 class Rounds(Protocol):
-    """Rows made on the way: called between optimiser steps, so that one optimiser and schedule span all rounds."""
+    """Rows made on the way: called between optimiser steps, so that one optimiser and schedule span all rounds.
+
+    None instead of rows ends the run with the weights that the last round left.
+    """
 
     count: int
 
-    def __call__(self, round: int, lm: LanguageModel) -> Dataset: ...
+    def __call__(self, round: int, lm: LanguageModel) -> Dataset | None: ...

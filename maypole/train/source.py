@@ -26,6 +26,10 @@ from maypole.train.tokens import TokenStore, tokenize
 log = logging.getLogger(__name__)
 
 
+class Ended(Exception):
+    """There is no further round, though there were to be some."""
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """One optimiser step: the rows `chosen` of `store`; `denominator` divides their sums.
@@ -91,7 +95,10 @@ class Source:
         return self._current[2] if self._current is not None else self._round(0)[1]
 
     def step(self, index: int) -> Work:
-        """The work of optimiser step `index`, from 0; asks for a new round's rows where one begins."""
+        """The work of optimiser step `index`, from 0; asks for a new round's rows where one begins.
+
+        Ended where that is not to be.
+        """
         number, within = divmod(index, self.steps_per_round)
         rows, store = self._round(number)
         epochs = None if self._config.max_steps > 0 else self._config.num_train_epochs
@@ -122,13 +129,16 @@ class Source:
         The first of several processes makes them, the others read them.
         """
         path = self._folder / "rounds" / f"{number:03}" / "rows.parquet"
-        self._ranks.lead(lambda: path.is_file() or self._make(path, number, rounds))
+        if not self._ranks.lead(lambda: path.is_file() or self._make(path, number, rounds)):
+            raise Ended
         return read(path, self._objective.rows)
 
-    def _make(self, path: Path, number: int, rounds: Rounds) -> None:
+    def _make(self, path: Path, number: int, rounds: Rounds) -> bool:
         self._lm.model.eval()
         with torch.random.fork_rng():  # a resumed run does not make them again and must draw the same afterwards
             made = rounds(number, self._lm)
+        if made is None:
+            return False
         if not len(made):
             raise UserError("it made no rows", f"round {number}", "at least one; nothing is kept of it")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +149,7 @@ class Source:
         fsync_file(part)
         part.rename(path)
         fsync_directory(path.parent)
+        return True
 
 
 def nonempty(

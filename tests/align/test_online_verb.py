@@ -126,6 +126,8 @@ def test_the_recipe_of_the_village_plans_its_run(maypole):
         ("--judge judge.py:score --history all --method sppo", "nothing with --method sppo"),
         ("--judge judge.py:score --first-history pairs.jsonl", "nothing with --history none"),
         ("--judge judge.py:score --history all --first-history torn.jsonl", 'torn.jsonl row 2, field "rejected"'),
+        ("--judge judge.py:score --max-kl 5", "nothing without --eval-data"),
+        ("--judge judge.py:score --max-kl 0 --eval-data prompts.jsonl", "above 0"),
         ("--judge judge.py:score --length-unit char --method selm --n 4", "nothing with --method selm"),
         ("--judge judge.py:score --train.init initial", "optimizer fresh"),
         ("--judge judge.py:score --eta 5", "nothing with --method dpo"),
