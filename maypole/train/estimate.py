@@ -49,16 +49,18 @@ class Estimate:
     seconds: float
     arithmetic: str
     dropped: dict[str, int]
+    cut: dict[str, int]
 
     def announce(self) -> None:
         """Say it to whoever watches, and to run.log."""
         share = 100 * self.trainable / self.parameters
         repeated = f", repeated prompts {self.sharing_ratio:.2f} times" if self.sharing_ratio > 1.005 else ""
         left_out = f"; rows left out: {', '.join(f'{n:,} ({why})' for why, n in self.dropped.items())}"
+        cut = f"; cut at max_length: {', '.join(f'{name} {n:,}' for name, n in self.cut.items())}"
         lines = (
             f"{self.trainable:,} of {self.parameters:,} parameters learn ({share:.3g} %), in {self.steps:,} steps",
             f"about {self.tokens:,} tokens; padded batches would compute {self.padding_ratio:.2f} times as many"
-            f"{repeated}{left_out if self.dropped else ''}",
+            f"{repeated}{left_out if self.dropped else ''}{cut if self.cut else ''}",
             f"about {self.peak_memory_bytes / 1e9:.2g} GB and {duration(self.seconds)} in {self.arithmetic}",
         )
         for line in lines:
@@ -89,7 +91,8 @@ def estimate(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> Estimat
     seconds = tokens * trial(lm, source, plan["precision"]).seconds_per_token * recomputed
     return Estimate(
         trainable, count(lm.model), source.steps, tokens, padded / int(sample.sum()),
-        store.unshared_tokens / store.tokens, peak_memory(lm, source, plan), seconds, plan["precision"], store.dropped,
+        store.unshared_tokens / store.tokens, peak_memory(lm, source, plan), seconds, plan["precision"],
+        store.dropped, store.cut,
     )  # fmt: skip
 
 

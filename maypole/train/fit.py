@@ -268,7 +268,7 @@ def _run(trainer: PackedTrainer, artifact: Artifact, expected: Estimate) -> dict
         metrics |= {name: value for name, value in line.items() if name == "loss" or name.startswith("eval_")}
     lm.model.eval()
     store = trainer.source.step(steps - 1).store
-    return metrics | {"rows": len(store), "dropped": store.dropped, **expected.facts()}
+    return metrics | {"rows": len(store), "dropped": store.dropped, "cut": store.cut, **expected.facts()}
 
 
 def _shown(steps: int, ranks: Ranks) -> AbstractContextManager[Any]:

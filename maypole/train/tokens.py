@@ -24,7 +24,7 @@ from maypole.core.progress import track
 from maypole.data import chat, pair_question
 from maypole.data.chat import PROMPT_FILLS, Dropped
 from maypole.train import answers
-from maypole.train.objective import Objective, Segment
+from maypole.train.objective import ALSO, Objective, Segment
 
 _ARRAYS = {
     "ids": np.int32,
@@ -36,7 +36,7 @@ _ARRAYS = {
     "row_index": np.int64,
 }
 _BATCH = 1000
-_FORMAT = "2"  # raised when the same rows would give other arrays
+_FORMAT = "3"  # raised when the same rows would give other arrays
 NOTHING_SCORED = "no token to learn"
 ALIKE = "answers are alike once cut"
 TOO_LONG = "longer than max_length"
@@ -48,6 +48,7 @@ class TokenStore:
 
     ids, weights: (T,); segment_start: (S + 1,) into tokens; segment_parent: (S,) index within the row, -1 for roots;
     segment_name: (S,) into `names`; row_start: (R + 1,) into segments; row_index: (R,) the dataset row it came from.
+    dropped: rows by reason; cut: answers of kept rows that lost their end to max_length, by name.
     """
 
     ids: np.ndarray
@@ -59,6 +60,7 @@ class TokenStore:
     row_index: np.ndarray
     names: list[str]
     dropped: dict[str, int]
+    cut: dict[str, int]
     unshared_tokens: int
 
     def __len__(self) -> int:
@@ -144,6 +146,7 @@ def _write(
     rows: Dataset, objective: Objective, tokenizer: PreTrainedTokenizerBase, max_length: int, folder: Path
 ) -> None:
     dropped: Counter[str] = Counter()
+    cut: Counter[str] = Counter()
     names: dict[str, int] = {}
     totals = {"tokens": 0, "segments": 0, "unshared": 0}
     files = {name: (folder / name).open("wb") for name in _ARRAYS}
@@ -163,13 +166,13 @@ def _write(
                 count = len(next(iter(batch.values())))
                 for i in range(count):
                     row = {name: values[i] for name, values in batch.items()}
-                    for tree in _trees(row, begin + i, objective, tokenizer, max_length, dropped):
+                    for tree in _trees(row, begin + i, objective, tokenizer, max_length, dropped, cut):
                         _emit_row(tree, begin + i, emit, names, totals)
                 step(count)
     finally:
         for file in files.values():
             file.close()
-    head = {"names": list(names), "dropped": dict(dropped), "unshared": totals["unshared"]}
+    head = {"names": list(names), "dropped": dict(dropped), "cut": dict(cut), "unshared": totals["unshared"]}
     (folder / "store.json").write_text(json.dumps(head))
 
 
@@ -180,6 +183,7 @@ def _trees(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     dropped: Counter[str],
+    cut: Counter[str],
 ) -> Iterator[Segment]:
     """What is computed for one row: nothing (counted), one tree, or the windows of a long text."""
     try:
@@ -201,6 +205,8 @@ def _trees(
         reason = PROMPT_FILLS if _scored(made, first=True) else NOTHING_SCORED
         if trees and _alike(tree) and not _alike(made):
             trees, reason = [], ALIKE
+        if trees:
+            cut.update(_shortened(made, tree))
     if not trees:
         dropped[reason] += 1
     yield from trees
@@ -239,6 +245,14 @@ def _lost(whole: Segment, cut: Segment, first: bool) -> bool:
     if not whole.children:
         return _scored(whole, first) and not _scored(cut, first)
     return any(_lost(a, b, first and not whole.ids) for a, b in zip(whole.children, cut.children))
+
+
+def _shortened(whole: Segment, cut: Segment) -> Iterator[str]:
+    """Names of the answers that have lost their end."""
+    if not whole.children and len(cut.ids) < len(whole.ids):
+        yield from (whole.name or "rows").split(ALSO)
+    for a, b in zip(whole.children, cut.children):
+        yield from _shortened(a, b)
 
 
 def _alike(tree: Segment) -> bool:
@@ -285,4 +299,5 @@ def _open(folder: Path) -> TokenStore:
     for name, dtype in _ARRAYS.items():
         path = folder / name
         arrays[name] = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
-    return TokenStore(**arrays, names=head["names"], dropped=head["dropped"], unshared_tokens=head["unshared"])
+    counts = {name: head[name] for name in ("names", "dropped", "cut")}
+    return TokenStore(**arrays, **counts, unshared_tokens=head["unshared"])

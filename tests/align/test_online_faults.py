@@ -159,3 +159,4 @@ def test_a_pair_that_is_alike_once_cut_is_not_learnt_from_and_counted(tmp_path):
     assert len(rows_of(tmp_path / "out", 0)) == 4
     metrics = artifact.manifest["metrics"]
     assert (metrics["rows"], metrics["dropped"]) == (3, {"answers are alike once cut": 1})
+    assert set(metrics["cut"]) <= {"chosen", "rejected"}

@@ -290,3 +290,13 @@ def test_with_an_adapter_the_reference_is_the_policy_of_the_rounds_beginning_not
 
 def _with_adapter(lm: Any, folder: Any) -> Any:
     return lm_with(PeftModel.from_pretrained(lm.model, str(folder)).eval())
+
+
+def test_answers_that_are_cut_are_counted_by_their_names():
+    """Beside a prompt of 9 tokens there is room for 5: B fits, A and C do not."""
+    lm, rows = lm_with(model_of("llama")), Dataset.from_list([THREE, OWN_WINS, OWN_LOSES])
+    assert store_of(rows, SELM, lm, max_length=14).cut == {"chosen": 3, "reference_response": 2}
+    assert store_of(rows, OptimisticPairs(DPO, 0.0), lm, max_length=14).cut == {"chosen": 3}
+    assert store_of(rows, SELM, lm, max_length=16).cut == {}
+    full = store_of(rows, SELM, lm, max_length=9)
+    assert (full.cut, full.dropped) == ({}, {"prompt fills max_length": 3})
