@@ -25,11 +25,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from maypole.align.preference import Pairs
-from maypole.data import PAIR, read
+from maypole.data import read
 from maypole.models import LanguageModel
 from maypole.models.loading import cpu_has_bf16
-from maypole.train import TrainConfig, fit
+from maypole.train import Objective, TrainConfig, fit
 
+PAIRS = Pairs()
 COMMON = {"learning_rate": 1e-4, "lr_scheduler_type": "constant"}
 SHAPES: dict[str, dict[str, Any]] = {
     "s8k": {"vocab_size": 8192, "num_hidden_layers": 6, "intermediate_size": 704, "num_key_value_heads": 4,
@@ -166,7 +167,9 @@ def model_and_tokenizer(shape: str, device: str = "cpu") -> tuple[Any, PreTraine
         return transformers.AutoModelForCausalLM.from_config(config), tokenizer
 
 
-def train_ours(arm: Arm, rows: list[dict[str, str]], watch: Stopwatch, folder: str) -> None:
+def train_ours(
+    arm: Arm, rows: list[dict[str, str]], watch: Stopwatch, folder: str, objective: Objective = PAIRS
+) -> None:
     model, tokenizer = model_and_tokenizer(arm["shape"], arm.get("device", "cpu"))
     config = TrainConfig(
         max_steps=watch.at[1], examples_per_step=arm["pairs"], shuffle=False, precision=arm["precision"],
@@ -174,7 +177,7 @@ def train_ours(arm: Arm, rows: list[dict[str, str]], watch: Stopwatch, folder: s
     )  # fmt: skip
     live = LanguageModel(deepcopy(model), tokenizer, "reference", None) if arm["reference"] == "live" else None
     fit(
-        LanguageModel(model, tokenizer, "new", None), read(Dataset.from_list(rows), PAIR), Pairs(), config,
+        LanguageModel(model, tokenizer, "new", None), read(Dataset.from_list(rows), objective.rows), objective, config,
         out=f"{folder}/out", reference=live or "initial", callbacks=(watch,),
     )  # fmt: skip
 

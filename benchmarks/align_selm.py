@@ -9,20 +9,15 @@ both sides have one loss; what it is makes no difference to the cost.
 import resource
 import sys
 import tempfile
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
-from align_dpo import COMMON, Stopwatch, data, model_and_tokenizer, train_ours, train_trl
-from datasets import Dataset
+from align_dpo import Stopwatch, data, train_ours, train_trl
 from side_by_side import Arm, Case, Measured, main
 
 from maypole.align.preference_options import PreferenceOptions
-from maypole.align.selm import OPTIMISTIC, REFERENCE, OptimisticPairs
-from maypole.data import read
-from maypole.models import LanguageModel
+from maypole.align.selm import REFERENCE, OptimisticPairs
 from maypole.models.loading import cpu_has_bf16
-from maypole.train import TrainConfig, fit
 
 ALPHA = 1e-9
 WORTH = 1 / 1.35
@@ -65,7 +60,7 @@ def measure(arm: Arm) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         if arm["side"] == "selm":
             rows, lengths = with_third_answers(rows, lengths)
-            train_selm(arm, rows, watch, folder)
+            train_ours(arm, rows, watch, folder, OptimisticPairs(PreferenceOptions(), ALPHA))
         else:
             (train_ours if arm["side"] == "dpo" else train_trl)(arm, rows, watch, folder)
     (wall, cpu), (wall_end, cpu_end) = watch.marks
@@ -85,20 +80,6 @@ def with_third_answers(rows: list[dict[str, str]], lengths: np.ndarray) -> tuple
     words = [row["chosen"].split()[::-1] for row in (rows[-1], *rows[:-1])]
     more = [len(row["prompt"].split()) + len(answer) + 1 for row, answer in zip(rows, words)]
     return [{**row, REFERENCE: f" {' '.join(a)}"} for row, a in zip(rows, words)], lengths + np.array(more)
-
-
-def train_selm(arm: Arm, rows: list[dict[str, str]], watch: Stopwatch, folder: str) -> None:
-    model, tokenizer = model_and_tokenizer(arm["shape"], arm.get("device", "cpu"))
-    config = TrainConfig(
-        max_steps=watch.at[1], examples_per_step=arm["pairs"], shuffle=False, precision=arm["precision"],
-        gradient_checkpointing=False, reference_logps=arm["reference"], save_steps=10_000, logging_steps=1, **COMMON,
-    )  # fmt: skip
-    live = LanguageModel(deepcopy(model), tokenizer, "reference", None) if arm["reference"] == "live" else None
-    fit(
-        LanguageModel(model, tokenizer, "new", None), read(Dataset.from_list(rows), OPTIMISTIC),
-        OptimisticPairs(PreferenceOptions(), ALPHA), config, out=f"{folder}/out", reference=live or "initial",
-        callbacks=(watch,),
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

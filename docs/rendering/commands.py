@@ -2,26 +2,25 @@
 
 import dataclasses
 import functools
-import importlib
 import inspect
 import re
 import types
 import typing
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cyclopts import App, Argument
 
 from maypole.catalogue import ROOMS
-from maypole.cli.app import DEFAULT_VERB, build
+from maypole.cli.app import DEFAULT_VERB, build, function_at
 from maypole.cli.commands import COMMANDS
-from maypole.core.config import ModelOptions, RunOptions
-from maypole.train.config import TrainConfig
+from maypole.cli.help import owner
+from maypole.cli.help import shared as shared_settings
 from rendering.tables import table
 
 COLUMNS = ("flag", "value", "default", "meaning")
-SHARED: dict[type, str] = {ModelOptions: "model flags", RunOptions: "run flags", TrainConfig: "training flags"}
+SHARED: dict[type, str] = {kind: f"{name} flags" for kind, name in shared_settings().items()}
 """Settings that several commands inherit -> the heading under which their flags stand once."""
 
 
@@ -89,10 +88,10 @@ def _hint(hint: Any) -> _Hint:
     if origin is typing.Annotated:
         return _hint(options[0])
     if origin in (typing.Union, types.UnionType):
-        found = [_hint(o) for o in options if o is not type(None)]
+        found = [_hint(Literal[True, False] if o is bool else o) for o in options if o is not type(None)]
         return _Hint(" or ".join(dict.fromkeys(h.one for h in found if h.one)), any(h.many for h in found))
     if origin is Literal:
-        return _Hint(" or ".join(f"`{option}`" for option in options))
+        return _Hint(" or ".join(f"`{str(o).lower() if isinstance(o, bool) else o}`" for o in options))
     if origin is tuple:
         return _Hint(_hint(options[0]).one, many=True)
     if origin is dict:
@@ -124,33 +123,7 @@ def _row(argument: Argument) -> tuple[str, ...]:
 
 
 def _owner(path: tuple[str, ...], argument: Argument) -> tuple[type, str] | None:
-    """The shared settings that hold this flag unchanged, and the prefix under which the command takes them."""
-    first = argument.name.removeprefix("--").partition(".")[0]
-    name = first.replace("-", "_")
-    for config in _configs(path):
-        nested = typing.get_type_hints(config).get(name)
-        if isinstance(nested, type) and nested in SHARED:
-            return nested, f"--{first}."
-        for kind in SHARED:
-            if issubclass(config, kind) and _same(config, kind, name):
-                return kind, ""
-    return None
-
-
-def _configs(path: tuple[str, ...]) -> list[type]:
-    """The settings that the command's function takes."""
-    module, _, name = COMMANDS[path][0].partition(":")
-    hints = typing.get_type_hints(getattr(importlib.import_module(module), name))
-    hints.pop("return", None)
-    kinds = [k for hint in hints.values() for k in (hint, *typing.get_args(hint))]
-    return [k for k in kinds if isinstance(k, type) and is_dataclass(k)]
-
-
-def _same(config: type, kind: type, name: str) -> bool:
-    ours, theirs = ({f.name: f for f in dataclasses.fields(k)}.get(name) for k in (config, kind))
-    return (
-        ours is not None and theirs is not None and (ours.default, ours.metadata) == (theirs.default, theirs.metadata)
-    )
+    return owner(function_at(COMMANDS[path][0]), argument.name)
 
 
 def _also(kind: type, prefix: str) -> str:

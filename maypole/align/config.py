@@ -28,7 +28,7 @@ class OnlineConfig:
     max_kl: float | None = setting(
         None, help="end after a round that leaves the policy so many nats an answer from its start, on --eval-data"
     )
-    on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="stop, or skip-row")
+    on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="a judge that fails: stop, or leave out the row")
 
     def __post_init__(self) -> None:
         check("reference", self.reference, (None, "initial", "previous"))

@@ -27,7 +27,7 @@ class FlameConfig:
     min_gap: float = setting(0.0, help="how much truer the chosen answer of a pair must be, from 0 to 1")
     beta: float = setting(0.1, help="how strongly DPO holds to the fine-tuned model")
     gamma: float = setting(10.0, help="facts from which the score of an answer is no longer lowered; of reports only")
-    on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="stop, or skip-row")
+    on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="a judge that fails: stop, or leave out the row")
     sft: TrainConfig = setting(factory=TrainConfig)
     dpo: TrainConfig = setting(factory=TrainConfig)
 

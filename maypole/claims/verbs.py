@@ -48,7 +48,7 @@ class Verdicts:
 
 
 def claim(
-    *ids: Annotated[str, Parameter(name="ID", help="systems, or ID/PART for one part of a claim")],
+    *ids: Annotated[str, Parameter(name="ID", help="systems (see maypole systems), or ID/PART for a part of a claim")],
     config: ClaimOptions | None = None,
 ) -> Verdicts:
     """Check a system's claim: run its experiment and compare with the paper.
@@ -57,7 +57,7 @@ def claim(
     was cut off goes on from what it had done, but where seconds are measured it begins anew.
     Exit code 1 means that a claim does not hold.
 
-        maypole claim model-editing
+        maypole claim sppo
         maypole claim lora-land/serving --seeds 7,11,13 --out results
     """
     options = config or ClaimOptions()

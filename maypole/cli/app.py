@@ -21,6 +21,7 @@ from cyclopts.config import Dict
 
 from maypole import __version__, catalogue
 from maypole.cli.commands import POLE, Table
+from maypole.cli.help import EPILOGUE, Grouped
 from maypole.core.errors import UserError
 
 TOP_HELP = f"""\
@@ -34,6 +35,8 @@ Always  --config FILE.yaml  --json  --quiet  --debug
 
 DEFAULT_VERB = "default"
 """Name inside its room of the command whose words are the room alone (``maypole serve MODEL``)."""
+
+NOTHING_YET = "no command of it is built yet; see: maypole systems"
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def build(commands: Table, *, chosen: tuple[str, ...] = (), settings: dict | Non
     )
     rooms: dict[str, App] = {}
     for word, purpose in (catalogue.ROOMS | POLE).items():
-        rooms[word] = App(name=word, help=purpose[0].upper() + purpose[1:] + ".")
+        rooms[word] = App(name=word, help=_purpose(word, purpose, commands))
         app.command(rooms[word])
     for path, (target, line) in commands.items():
         full = _full(path, commands)
@@ -100,10 +103,25 @@ def build(commands: Table, *, chosen: tuple[str, ...] = (), settings: dict | Non
         shown = full[-1] != DEFAULT_VERB
         if full == chosen:  # the one that is imported; without a line of its own it shows its docstring
             function = _flattened(target)
-            parent.command(function, name=full[-1], show=shown, usage=None if shown else _usage(path, function))
+            usage = None if shown else _usage(path, function)
+            beside = [f"maypole {' '.join(p)}" for p in commands if len(p) == 2 and path == p[:1]]
+            also = f"Beside it: {', '.join(beside)}.\n" if beside else ""
+            help = {"help_formatter": Grouped(function_at(target)), "help_epilogue": also + EPILOGUE}
+            parent.command(function, name=full[-1], show=shown, usage=usage, **help)
         else:
             parent.command(target, name=full[-1], help=line, show=shown)
     return app
+
+
+def _purpose(word: str, purpose: str, commands: Table) -> str:
+    """What a room is for, what its word does by itself, and that nothing is there yet where that is so."""
+    said = purpose[0].upper() + purpose[1:] + "."
+    if not any(path[0] == word for path in commands):
+        return f"{said} {NOTHING_YET[0].upper()}{NOTHING_YET[1:]}."
+    if (word,) not in commands:
+        return said
+    _, line = commands[(word,)]
+    return f"{said} By itself: {line[0].lower()}{line[1:]} See: maypole {word} --help."
 
 
 def _usage(path: tuple[str, ...], function: Callable[..., object]) -> str:
@@ -124,7 +142,7 @@ def _whole_numbers(arguments: ArgumentCollection) -> None:
 
 def _flattened(target: str) -> Callable[..., object]:
     """The function at `target`, its config's fields as flags without the config's name in front."""
-    function = _function(target)
+    function = function_at(target)
     hints = typing.get_type_hints(function, include_extras=True)
     flat = {n: Annotated[h, Parameter(name="*")] if _is_config(h) else h for n, h in hints.items()}
 
@@ -136,7 +154,8 @@ def _flattened(target: str) -> Callable[..., object]:
     return call
 
 
-def _function(target: str) -> Callable[..., object]:
+def function_at(target: str) -> Callable[..., object]:
+    """What ``module:function`` names."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -211,7 +230,7 @@ def _route(words: list[str], commands: Table) -> tuple[tuple[str, ...], list[str
 
 def _nearest(word: str, known: list[str]) -> str:
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5) or known
-    return ("one of: " + ", ".join(near)) if near else "no command of it is built yet; see: maypole systems"
+    return ("one of: " + ", ".join(near)) if near else NOTHING_YET
 
 
 def _settings(file: Path | None, path: tuple[str, ...], commands: Table) -> dict | None:
@@ -227,7 +246,7 @@ def _settings(file: Path | None, path: tuple[str, ...], commands: Table) -> dict
     if not isinstance(document, dict):
         raise UserError(f"expected a mapping of flags, found {type(document).__name__}", str(file))
     target, _ = next((c for p, c in commands.items() if _full(p, commands) == _full(path, commands)), ("", ""))
-    for hint in typing.get_type_hints(_function(target)).values() if target else ():
+    for hint in typing.get_type_hints(function_at(target)).values() if target else ():
         document = _inlined(document, hint)
     for word in reversed(path):
         document = {word: document}

@@ -77,10 +77,13 @@ def _parts(result: object) -> list[Any]:
         return [Text(clean(str(plain)))]
     if isinstance(result, DryRun):
         plain = {name: value for name, value in plain.items() if value not in (None, [], {})}
+        if not plain:
+            return [Text("nothing stands in the way")]
     tables = {k: v for k, v in plain.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
-    parts: list[Any] = [_pairs({k: v for k, v in plain.items() if k not in tables})]
+    numbers = {k: v for k, v in plain.items() if k not in tables}
+    parts: list[Any] = [_pairs(numbers)] if numbers else []
     for name, rows in tables.items():
-        parts += [Text(f"\n{clean(name)}", style="bold"), _rows(rows)]
+        parts += [Text(("\n" if parts else "") + clean(name), style="bold"), _rows(rows)]
     return parts
 
 

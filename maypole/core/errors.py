@@ -5,7 +5,8 @@ A `UserError` ends a command with exit code 2 and no traceback; anything else is
 
 import pickle
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ class DataError(UserError):
         if field is not None:
             where += f', field "{field}"' if where else f'field "{field}"'
         super().__init__(what, where, expected)
+
+
+@contextmanager
+def rows_in(*files: str | Path) -> Iterator[None]:
+    """Give a DataError that knows its row alone the name of the files whose rows were counted."""
+    try:
+        yield
+    except DataError as error:
+        if error.file is not None or error.row is None:
+            raise
+        where = ", ".join(map(str, files))
+        raise DataError(error.what, file=where, row=error.row, field=error.field, expected=error.expected) from error
 
 
 class ConfigError(UserError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from maypole.core.artifact import Artifact
 from maypole.core.atomic import write_atomic
 from maypole.core.config import DryRun, ModelOptions, RunOptions, check, pass_on, required, setting
-from maypole.core.errors import DataError, UserError
+from maypole.core.errors import DataError, UserError, rows_in
 from maypole.core.seeds import derive
 from maypole.engine.request import Sampling
 
@@ -120,11 +120,12 @@ def generate(config: GenerateOptions) -> Results | Artifact | DryRun:
     """
     from maypole.engine.request import Request
 
-    prompts = [*config.prompt, *(_prompt(row, i) for i, row in enumerate(_rows(config.data)))]
+    with rows_in(*config.data):
+        prompts = [*config.prompt, *(_prompt(row, i) for i, row in enumerate(_rows(config.data)))]
     if not prompts:
         raise UserError("nothing to continue", "--prompt", "--prompt TEXT, or --data FILE")
     if config.dry_run:
-        return DryRun(rows_kept=len(prompts), files=("rows.jsonl",) if config.out else ())
+        return _plan(config, len(prompts), "rows.jsonl")
     if config.chat:
         prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
 
@@ -144,19 +145,20 @@ def score(config: ScoreOptions) -> Results | Artifact | DryRun:
     Gives the log-prob of each continuation in nats, its tokens, and whether greedy decoding would have said it.
 
         maypole engine score --model base --prompt "The capital is" --completion " Oslo" " Rome"
-        maypole engine score --model base --data pairs.jsonl --out scores
+        maypole engine score --model base --data completions.jsonl --out scores
     """
     from maypole.engine.request import ScoreRequest
 
     pairs: list[tuple[Any, str]] = [(config.prompt, completion) for completion in config.completion]
-    for i, row in enumerate(_rows(config.data)):
-        if not isinstance(row.get("completion"), str):
-            raise DataError("no text to score", row=i + 1, field="completion", expected="a string")
-        pairs.append((_prompt(row, i), row["completion"]))
+    with rows_in(*config.data):
+        for i, row in enumerate(_rows(config.data)):
+            if not isinstance(row.get("completion"), str):
+                raise DataError("no text to score", row=i + 1, field="completion", expected="a string")
+            pairs.append((_prompt(row, i), row["completion"]))
     if not pairs:
         raise UserError("nothing to score", "--completion", "--completion TEXT, or --data FILE")
     if config.dry_run:
-        return DryRun(rows_kept=len(pairs), files=("rows.jsonl",) if config.out else ())
+        return _plan(config, len(pairs), "rows.jsonl")
 
     def run(engine: "Engine", first: int, chunk: Sequence[tuple[Any, str]]) -> list[Continuation]:
         found = engine.score([ScoreRequest(prompt, [completion]) for prompt, completion in chunk])
@@ -173,16 +175,17 @@ def embed(config: EmbedOptions) -> Artifact | DryRun:
 
     Writes embeddings.npy, (rows, d) in float32, in the order of the rows.
 
-        maypole engine embed --model encoder --data texts.jsonl --out vectors
-        maypole engine embed --model base --task causal --pooling last --data texts.jsonl --out vectors
+        maypole engine embed --model encoder --data notes.jsonl --out vectors
+        maypole engine embed --model base --task causal --pooling last --data notes.jsonl --out vectors
     """
     required(config, "data")
     texts = [str(row.get("text") or "") for row in _rows(config.data)]
     empty = next((i for i, text in enumerate(texts) if not text), None)
     if empty is not None or not texts:
-        raise DataError("no text", row=(empty or 0) + 1, field="text", expected="a string that is not empty")
+        with rows_in(*config.data):
+            raise DataError("no text", row=(empty or 0) + 1, field="text", expected="a string that is not empty")
     if config.dry_run:
-        return DryRun(rows_kept=len(texts), files=("embeddings.npy",))
+        return _plan(config, len(texts), "embeddings.npy")
     import numpy as np
 
     from maypole.engine.opening import open_engine
@@ -195,6 +198,14 @@ def embed(config: EmbedOptions) -> Artifact | DryRun:
         vectors = engine.embed(texts, pooling=pooling, normalize=config.normalize, truncate=True)
         np.save(artifact.path / "embeddings.npy", vectors, allow_pickle=False)
         return artifact.finish({"rows": len(texts), "dimensions": int(vectors.shape[1])})
+
+
+def _plan(config: GenerateOptions | ScoreOptions | EmbedOptions, rows: int, file: str) -> DryRun:
+    """What a run would do with `rows`, of a model that would load; with ``--out`` it writes `file`."""
+    from maypole.models.loadable import check_loadable
+
+    check_loadable(config.model, adapter=config.adapter, revision=config.revision)
+    return DryRun(rows_kept=rows, files=(file,) if config.out else ())
 
 
 def _in_chunks(

@@ -9,7 +9,7 @@ from maypole.core.config import DryRun, pass_on, required, setting
 from maypole.core.errors import ConfigError, DataError
 from maypole.evaluate.fact_options import FactOptions
 from maypole.evaluate.fact_report import FactReport, FactScore, factscore
-from maypole.evaluate.verbs import EvaluateOptions, Measured, measurement, rows_of
+from maypole.evaluate.verbs import EvaluateOptions, Measured, Rows, measurement, rows_of
 
 TOPIC, ANSWER = ("topic", "prompt", "question"), ("output", "completion", "answer")
 AT_ONCE = 128
@@ -63,7 +63,7 @@ def facts(config: FactsOptions) -> FactsReport | Artifact | DryRun:
         from maypole.evaluate.fact_options import open_checker, open_reader
 
         rows = rows_of(config, None)
-        topics, answers = zip(*(_answer(row, i) for i, row in enumerate(rows)))
+        topics, answers = zip(*_answers(rows))
         checker = open_checker(config, None if config.own_checker else open_reader(config, config))
         found: list[FactReport] = []
         with track("facts", len(rows), "answers") as step:
@@ -78,7 +78,11 @@ def facts(config: FactsOptions) -> FactsReport | Artifact | DryRun:
         report = FactsReport(checker=config.checker or str(config.model), **ends, **numbers)
         return report, (_item(i, answer, one) for i, (answer, one) in enumerate(zip(answers, found)))
 
-    return measurement("facts", config, None, measure)
+    return measurement("facts", config, None, measure, _answers)
+
+
+def _answers(rows: Rows) -> list[tuple[str, str]]:
+    return [_answer(row, i) for i, row in enumerate(rows)]
 
 
 def _answer(row: Mapping[str, Any], index: int) -> tuple[str, str]:

@@ -63,7 +63,9 @@ def task_scores(
     `sampling` should ask for one sample; each row draws with seed + its index. Prompts are text or messages.
     """
     scorers = _scorers(metrics)
-    prompts = [_prompt(row, i) for i, row in enumerate(rows)]
+    if not isinstance(metrics, Mapping):
+        check_answers(rows)
+    prompts = [prompt_of(row, i) for i, row in enumerate(rows)]
     predictions: list[str] = []
     for a in range(0, len(prompts), CHUNK):
         requests = [
@@ -98,15 +100,22 @@ def scored(
     return TaskScores({name: _score(values, seed) for name, values in items.items()}, by_task, list(predictions))
 
 
-def answers_of(row: Mapping[str, Any]) -> list[str]:
-    """The reference answers of a row; DataError where it has none."""
+def check_answers(rows: Sequence[Mapping[str, Any]]) -> None:
+    """DataError for the first row that has no reference answer: before anything is asked."""
+    for i, row in enumerate(rows):
+        answers_of(row, i)
+
+
+def answers_of(row: Mapping[str, Any], index: int | None = None) -> list[str]:
+    """The reference answers of a row; DataError, which names the row by its `index`, where it has none."""
     for name in ("answers", "answer", "completion"):
         value = row.get(name)
         if isinstance(value, str):
             return [value]
         if value:
             return [v["content"] if isinstance(v, Mapping) else str(v) for v in value]
-    raise DataError("no reference answer", field="answers", expected="a list of strings, or one string")
+    number = None if index is None else index + 1
+    raise DataError("no reference answer", row=number, field="answers", expected="a list of strings, or one string")
 
 
 def _score(values: NDArray[np.float64], seed: int) -> Score:
@@ -127,7 +136,8 @@ def _against_answers(name: str) -> Metric:
     return lambda prediction, row: compare(prediction, answers_of(row))
 
 
-def _prompt(row: Mapping[str, Any], index: int) -> Any:
+def prompt_of(row: Mapping[str, Any], index: int) -> Any:
+    """What a row asks, text or messages; DataError, which names the row by its `index`, where it asks nothing."""
     prompt = row.get("prompt", row.get("question"))
     if not prompt:
         raise DataError("no prompt", row=index + 1, field="prompt", expected="text or messages")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from maypole.core.artifact import Artifact
 from maypole.core.atomic import write_atomic
 from maypole.core.config import DryRun, ModelOptions, RunOptions, check, pass_on, required, setting
-from maypole.core.errors import ConfigError, DataError
+from maypole.core.errors import ConfigError, DataError, rows_in
 from maypole.core.identity import plain
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class WinrateOptions(EvaluateOptions):
     b: str = setting("b", help="without --model: the column with the rival's")
     max_tokens: int = setting(256, help="most tokens of an answer")
     temperature: float = setting(0.0, help="0 is greedy")
-    on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="stop, or skip-row")
+    on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="a judge that fails: stop, or leave out the row")
 
     def __post_init__(self) -> None:
         check("on_judge_error", self.on_judge_error, ("stop", "skip-row"))
@@ -134,6 +134,7 @@ class WinrateReport:
     left_out: int
 
 
+Rows = Sequence[Mapping[str, Any]]
 Measured = tuple[Any, Iterable[Mapping[str, Any]]]
 """A report and one line for each item behind it."""
 
@@ -144,8 +145,8 @@ def perplexity(config: PerplexityOptions) -> PerplexityReport | Artifact | DryRu
     Every token is scored once; documents longer than the context are cut into windows. Chats count where an assistant
     speaks, completions after their prompt. With --out the nll of every document is kept.
 
-        maypole evaluate perplexity --model base --data held-out.jsonl
-        maypole evaluate perplexity --model base --adapter adapted --data docs/ --out perplexity
+        maypole evaluate perplexity --model base --data notes.jsonl
+        maypole evaluate perplexity --model base --adapter adapted --data notes/ --out perplexity
     """
     from maypole.data import CHAT, COMPLETION, TEXT
 
@@ -221,7 +222,14 @@ def tasks(config: TasksOptions) -> TasksReport | Artifact | DryRun:
         )
         return TasksReport(_name(config), scores), items
 
-    return measurement("tasks", config, None, measure)
+    def check_rows(rows: Rows) -> None:
+        from maypole.evaluate.tasks import check_answers, prompt_of
+
+        for i, row in enumerate(rows):
+            prompt_of(row, i)
+        check_answers(rows)
+
+    return measurement("tasks", config, None, measure, check_rows)
 
 
 def winrate(config: WinrateOptions) -> WinrateReport | Artifact | DryRun:
@@ -229,7 +237,7 @@ def winrate(config: WinrateOptions) -> WinrateReport | Artifact | DryRun:
 
     The rival is --against, or the model without its adapter. Without --model the rows' columns a and b are compared.
 
-        maypole evaluate winrate --model base --adapter aligned --data prompts.jsonl --judge judge.py:prefer
+        maypole evaluate winrate --model base --adapter aligned --data prompts.jsonl --judge judge.py:prefers
         maypole evaluate winrate --data answers.jsonl --a ours --b theirs --judge judge.py:score
     """
     required(config, "data", "judge")
@@ -240,9 +248,9 @@ def winrate(config: WinrateOptions) -> WinrateReport | Artifact | DryRun:
 
         judge = judges.load_all(config.judge, config.judge_weights or None)
         rows = rows_of(config, None)
-        prompts = [_field(row, "prompt", i) for i, row in enumerate(rows)]
+        prompts = _column(rows, "prompt")
         if config.model is None:
-            a, b = ([_field(row, name, i) for i, row in enumerate(rows)] for name in (config.a, config.b))
+            a, b = _column(rows, config.a), _column(rows, config.b)
             names = config.a, config.b
         else:
             a, b = _answers(config, prompts)
@@ -258,7 +266,18 @@ def winrate(config: WinrateOptions) -> WinrateReport | Artifact | DryRun:
         )
         return report, items
 
-    return measurement("winrate", config, None, measure)
+    def check_rows(rows: Rows) -> None:
+        from maypole.evaluate import judges
+        from maypole.models.loadable import check_loadable
+
+        for name in ("prompt",) if config.model else ("prompt", config.a, config.b):
+            _column(rows, name)
+        judges.load_all(config.judge, config.judge_weights or None)
+        rival = config.against or config.model
+        if rival:
+            check_loadable(rival, adapter=config.against_adapter)
+
+    return measurement("winrate", config, None, measure, check_rows)
 
 
 def _answers(config: WinrateOptions, prompts: Sequence[Any]) -> tuple[list[str], list[str]]:
@@ -287,13 +306,29 @@ def _answers(config: WinrateOptions, prompts: Sequence[Any]) -> tuple[list[str],
     return answers, ask(rival, None)
 
 
-def measurement(kind: str, config: EvaluateOptions, row_type: "RowType | None", measure: Callable[[], Measured]) -> Any:
-    """The report; or with --out an artifact with it and its items; or what would be done."""
+def measurement(
+    kind: str,
+    config: EvaluateOptions,
+    row_type: "RowType | None",
+    measure: Callable[[], Measured],
+    check_rows: Callable[[Rows], object] = len,
+) -> Any:
+    """The report; or with --out an artifact with it and its items; or what would be done.
+
+    `check_rows` raises where rows, or what they are measured with, would not do; a dry run asks it.
+    """
     if config.dry_run:
-        count = len(rows_of(config, row_type, 1000))
-        return DryRun(rows_kept=count, files=("report.json", "items.jsonl") if config.out else ())
+        from maypole.models.loadable import check_loadable
+
+        rows = rows_of(config, row_type, 1000)
+        with rows_in(*config.data):
+            check_rows(rows)
+        if config.model is not None:
+            check_loadable(config.model, adapter=config.adapter, revision=config.revision)
+        return DryRun(rows_kept=len(rows), files=("report.json", "items.jsonl") if config.out else ())
     if config.out is None:
-        return measure()[0]
+        with rows_in(*config.data):
+            return measure()[0]
     from maypole.data import sources
     from maypole.models import hub
 
@@ -303,7 +338,8 @@ def measurement(kind: str, config: EvaluateOptions, row_type: "RowType | None", 
     ) as artifact:
         if artifact.finished:
             return artifact
-        report, items = measure()
+        with rows_in(*config.data):
+            report, items = measure()
         numbers: Any = plain(report)
         lines = [json.dumps(plain(item), ensure_ascii=False) + "\n" for item in items]
         write_atomic(artifact.path / "items.jsonl", "".join(lines))
@@ -311,9 +347,7 @@ def measurement(kind: str, config: EvaluateOptions, row_type: "RowType | None", 
         return artifact.finish({name: value for name, value in numbers.items() if isinstance(value, int | float)})
 
 
-def rows_of(
-    config: EvaluateOptions, row_type: "RowType | None", limit: int | None = None
-) -> Sequence[Mapping[str, Any]]:
+def rows_of(config: EvaluateOptions, row_type: "RowType | None", limit: int | None = None) -> Rows:
     """The rows of ``--data``, at most `limit`; without a row type as they stand."""
     from maypole.data import read, stream
 
@@ -328,10 +362,11 @@ def rows_of(
     return found
 
 
-def _field(row: Mapping[str, Any], name: str, index: int) -> Any:
-    if not row.get(name):
-        raise DataError(f"the field is missing; found {', '.join(row)}", row=index + 1, field=name)
-    return row[name]
+def _column(rows: Rows, name: str) -> list[Any]:
+    for i, row in enumerate(rows):
+        if not row.get(name):
+            raise DataError(f"the field is missing; found {', '.join(row)}", row=i + 1, field=name)
+    return [row[name] for row in rows]
 
 
 def _name(config: EvaluateOptions) -> str:

@@ -15,12 +15,12 @@ class PeftOptions:
     `options` are further fields of the type's config class, e.g. ``{"use_dora": True}``.
     """
 
-    type: str = setting("lora", help="train an adapter of this PEFT type instead of all weights")
+    type: str = setting("lora", help="train an adapter of this type; with no --peft flag at all: all weights")
     r: int = setting(16, help="its rank")
     lora_alpha: int = setting(32, help="its scale is lora_alpha / r")
     lora_dropout: float = setting(0.0, help="share of its inputs that a step leaves out")
     target_modules: tuple[str, ...] | str = setting(("all-linear",), help="names or endings of modules that get it")
-    options: dict[str, Any] = setting(factory=dict, help="further fields of the type's config")
+    options: dict[str, Any] = setting(factory=dict, help="further fields of the type's config, each as .NAME VALUE")
 
     def __post_init__(self) -> None:
         if isinstance(self.target_modules, str):

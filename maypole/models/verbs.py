@@ -131,16 +131,18 @@ def merge(config: MergeOptions) -> Artifact | DryRun:
         maypole models merge --model base --adapter adapted --out merged
         maypole models merge --model adapted --out merged --dtype bfloat16
     """
-    itself = (Path(config.model) / "adapter_config.json").is_file()
+    from maypole.models.hub import commits, local
+    from maypole.models.loadable import check_loadable
+
+    itself = (local(config.model, revision=config.revision) / "adapter_config.json").is_file()
     if not itself and config.adapter is None:
         raise UserError("has no adapter to merge", config.model, "--adapter DIR, or an adapter's own directory")
     if config.dry_run:
         return DryRun(
-            peak_memory_bytes=_checked(config, config.model),
+            peak_memory_bytes=check_loadable(config.model, adapter=config.adapter, revision=config.revision),
             files=("config.json", "model.safetensors", "tokenizer.json", "README.md"),
         )
     from maypole.models.adapters import merged
-    from maypole.models.hub import commits
     from maypole.models.saving import save
 
     with Artifact.open(
@@ -176,7 +178,10 @@ def export(config: ExportOptions) -> Exported | DryRun:
     if config.push_to_hub is not None:
         _check_push(config, config.push_to_hub)
     if config.dry_run:
-        return DryRun(peak_memory_bytes=_checked(config, config.model), files=(str(config.out),))
+        from maypole.models.loadable import check_loadable
+
+        weights = check_loadable(config.model, revision=config.revision)
+        return DryRun(peak_memory_bytes=weights, files=(str(config.out),))
     (_to_gguf if single else _to_safetensors)(config)
     files = [config.out] if single else sorted(file for file in config.out.iterdir() if file.is_file())
     written = Exported(str(config.out), tuple(file.name for file in files), sum(f.stat().st_size for f in files))
@@ -249,27 +254,6 @@ def _directory(name: str) -> Path:
     if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
         raise UserError("neither config.json nor adapter_config.json is there", name, "a model or adapter directory")
     return path
-
-
-def _checked(config: ModelOptions, model: str) -> int:
-    """Bytes that the weights take; UserError where the model or the adapter would not load."""
-    from maypole.models.adapters import adapter_config
-    from maypole.models.description import base_directory, weight_bytes
-    from maypole.models.hub import local
-    from maypole.models.loading import check_directory
-
-    path = local(model, revision=config.revision)
-    itself = (path / "adapter_config.json").is_file()
-    adapter = path if itself else local(config.adapter) if config.adapter else None
-    base = base_directory(path) if itself else path
-    total = 0
-    if adapter is not None:
-        adapter_config(adapter)
-        total += weight_bytes(adapter)
-    if base is not None:
-        check_directory(base)
-        total += weight_bytes(base)
-    return total
 
 
 def _load(config: ModelOptions) -> "LanguageModel":

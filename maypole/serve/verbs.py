@@ -50,7 +50,7 @@ class ServeOptions(ModelOptions):
     max_sessions: int = setting(2048, help="programs that are open at once")
     session_ttl: float = setting(3600.0, help="seconds after its last use at which a program's session ends")
     drain: int = setting(30, help="seconds that answers under way have to finish when the server is stopped")
-    max_seqs: int | None = setting(None, help="completions that run at once")
+    max_seqs: int | None = setting(None, help="completions that run at once; default: 64, on a GPU 256")
     kv_bytes: str = setting("auto", help='memory for keys and values, such as "1GiB"')
     threads: int | None = setting(None, help="CPU threads; default: as many as cores")
     replicas: int = setting(1, help="engines that answer, each with weights of its own; several need --ray")
@@ -134,8 +134,8 @@ def serve(
     """
     options = config or ServeOptions()
     options = replace(options, model=model or options.model)
-    if not options.model:
-        required(options, "model")
+    if options.model is None:
+        raise UserError("is required", "MODEL", "model directory or hub id")
     adapters, keys = options.found_adapters(), options.keys()
     try:
         import fastapi  # noqa: F401
@@ -149,6 +149,9 @@ def serve(
     parse_bytes("max_body", options.max_body)
     parse_bytes("adapter_bytes", options.adapter_bytes)
     if options.dry_run:
+        from maypole.models.loadable import check_loadable
+
+        check_loadable(options.model, adapter=options.adapter, revision=options.revision)
         return DryRun(reuses=tuple(map(str, adapters.values())))
     from maypole.serve.running import run
 
@@ -228,6 +231,10 @@ def program(
 
     main = load_program(chosen)
     if options.dry_run:
+        from maypole.models.loadable import check_loadable
+
+        if options.model is not None:
+            check_loadable(options.model, adapter=options.adapter, revision=options.revision)
         return DryRun(files=("result.json",) if options.out else ())
     if options.out is None:
         return _run_program(main, options)

@@ -18,7 +18,7 @@ from maypole.tour.align import DRAWN, FORM, JUDGES, MEASURED, ROUNDS, Found, Pol
 from maypole.tour.evaluate import choose
 from maypole.tour.preferences import BETA, CONTINUATION, SHOWN
 from maypole.tour.report import Example, Stage, Table, won_by_round, won_for_distance
-from maypole.tour.report.words import bounds, number, percent
+from maypole.tour.report.words import bounds, counted, number, percent
 from maypole.tour.stages import BY_NAME, StageInfo
 from maypole.tour.telling import Facts, Progress, common
 
@@ -52,7 +52,7 @@ def _finding(facts: Facts, found: Found) -> str:
     )
     measured = "people" if plan.form_rows else "texts"
     return (
-        f"In {plan.rounds} rounds the model learnt from {plan.samples} judged answers of its own to each of "
+        f"In {counted(plan.rounds, 'round')} the model learnt from {plan.samples} judged answers of its own to each of "
         f"{plan.prompts} prompts: {what}. On {len(after.won)} {measured} that {judge} it "
         f"{_verdict(won)} itself before the rounds: win rate {number(won.mean, 2)} {bounds(won, 2).replace('+', '')}; "
         f"{', '.join(changes)}.{_caveat(facts)}"
@@ -105,7 +105,7 @@ def _table(found: Found) -> Table:
     counts = {"won": won > 0.5, "tied": won == 0.5, "lost": won < 0.5}
     more: list[Any] = [(f"prompts {name}", None, int(which.sum())) for name, which in counts.items()]
     more.append(("KL from before (nats/answer)", None, round(after.moved.mean, 3)))
-    caption = f"Before and after the rounds, {after.samples} answers to each of {len(won)} prompts"
+    caption = f"Before and after the rounds, {counted(after.samples, 'answer')} to each of {len(won)} prompts"
     return Table(columns=("", "before", "after"), rows=[*rows, *more], caption=caption)
 
 

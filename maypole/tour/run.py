@@ -23,6 +23,7 @@ from maypole.tour.options import TourOptions
 from maypole.tour.plan import Plan, available, divide
 from maypole.tour.probe import probe
 from maypole.tour.report import Report
+from maypole.tour.report.words import counted
 from maypole.tour.serve import serve
 from maypole.tour.tale import Tale
 
@@ -52,7 +53,7 @@ def run_tour(options: TourOptions, begun: float | None = None) -> Report:
                 work=lambda artifact: adapt(base, learnt, plan.adapt, artifact, seed=derive(options.seed, "adapt")),
             )  # fmt: skip
             tuned = adapted if not plan.align.rounds else tale.stage(
-                "align", f"{plan.align.steps:,} steps, {plan.align.rounds} rounds", plan.align.seconds,
+                "align", f"{plan.align.steps:,} steps, {counted(plan.align.rounds, 'round')}", plan.align.seconds,
                 config=plan.align, inputs={"adapted": adapted, "corpus": learnt.train, "held_out": corpus.held_out},
                 work=lambda artifact: align(
                     base, learnt, plan.align, adapted, artifact, seed=derive(options.seed, "align")

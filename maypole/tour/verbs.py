@@ -77,7 +77,7 @@ def tour(config: TourOptions = DEFAULTS) -> TourResult:
     Stopped and started again, it goes on.
 
         maypole tour
-        maypole tour --model DIR --corpus notes/ --out run
+        maypole tour --model base --corpus notes/ --out run
     """
     begun = time.monotonic()
     from maypole.tour.run import run_tour

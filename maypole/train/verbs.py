@@ -80,8 +80,8 @@ def pretrain(config: PretrainOptions) -> Artifact | DryRun:
     A directory that holds a config and a tokenizer but no weights gets fresh ones, drawn from --seed. Every token
     counts; texts longer than the context go on in the next row.
 
-        maypole train pretrain --model new --data docs/ --learning-rate 1e-3 --max-steps 1000 --out base
-        maypole train pretrain --model base --data notes.md --num-train-epochs 2 --out adapted
+        maypole train pretrain --model new --data notes/ --learning-rate 1e-3 --max-steps 1000 --out begun
+        maypole train pretrain --model base --data notes.jsonl --num-train-epochs 2 --out grown
     """
     return _train("pretrain", config)
 

@@ -1,20 +1,17 @@
 """`maypole align flame`, from the words on the command line to the directory it leaves."""
 
-import inspect
 import json
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
-from maypole.align.flame_verbs import flame
-from maypole.cli.main import run
 from maypole.core.artifact import Artifact
-from maypole.core.progress import set_quiet
 from maypole.models import load, save
 from tests.align.flame_fixtures import base
+from tests.docs_workplace import examples
 
+COMMAND = "align flame --quiet"
 TRAIN = "--sft.max-steps 2 --sft.examples-per-step 4 --dpo.max-steps 2 --dpo.examples-per-step 4"
 SHORT = f"{TRAIN} --demonstrations 1 --samples 2 --n 3 --max-tokens 5"
 JUDGE = """
@@ -45,9 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, model, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
+def _here(place, model):
     torch.set_num_threads(1)
     Path("base").symlink_to(model)
     Path("judge.py").write_text(JUDGE)
@@ -56,24 +51,12 @@ def _here(tmp_path, model, monkeypatch):
     rows = [{"prompt": f"{'Who is' if i % 2 else 'Ring'} {i}", "completion": f" answer {i}"} for i in range(8)]
     Path("asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("known.jsonl").write_text(json.dumps({"title": "one", "text": "One is one."}) + "\n")
-    yield
-    set_quiet(False)
-
-
-@pytest.fixture
-def maypole(capsys):
-    def maypole(line: str) -> tuple[int, str, str]:
-        code = run(["align", "flame", "--quiet", *shlex.split(line)])
-        return code, *capsys.readouterr()
-
-    return maypole
 
 
 def test_both_examples_of_the_help_work(maypole):
-    lines = [line.strip() for line in (inspect.getdoc(flame) or "").splitlines()]
-    examples = [line.removeprefix("maypole align flame ") for line in lines if line.startswith("maypole align flame")]
-    assert len(examples) == 2
-    for example in examples:
+    found = examples("align", "flame")
+    assert len(found) == 2
+    for example in found:
         code, out, err = maypole(f"{example} --json --dry-run")
         assert code == 0, err
         plan = json.loads(out)

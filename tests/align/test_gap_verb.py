@@ -1,47 +1,25 @@
 """`maypole align gap`, from the words on the command line to the report it leaves."""
 
-import inspect
 import json
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
-from maypole.align.gap_verbs import gap
-from maypole.cli.main import run
-from maypole.core.progress import set_quiet
-from tests.docs_workplace import furnish
+from tests.docs_workplace import examples, furnish
 
+COMMAND = "align gap --quiet"
 QUICK = "--betas 0.1 --rates 1 --steps 2 --eval-every 1 --max-tokens 4 --train.examples-per-step 4"
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
+def _here(place):
     torch.set_num_threads(1)
-    furnish(tmp_path)
-    Path("examples").mkdir()
-    Path("examples", "gap.yaml").symlink_to(Path("gap.yaml").resolve())
-    yield
-    set_quiet(False)
-
-
-@pytest.fixture
-def maypole(capsys):
-    def maypole(line: str) -> tuple[int, str, str]:
-        code = run(["align", "gap", "--quiet", *shlex.split(line)])
-        return code, *capsys.readouterr()
-
-    return maypole
+    furnish(place)
 
 
 def test_both_examples_of_the_help_say_which_runs_there_would_be(maypole):
-    lines = [line.strip() for line in (inspect.getdoc(gap) or "").splitlines()]
-    examples = [line.removeprefix("maypole align gap ") for line in lines if line.startswith("maypole align gap")]
-    assert len(examples) == 2
-    for example, cells in zip(examples, (4 * 4 * 2, 3 * 4 * 2)):
+    for example, cells in zip(examples("align", "gap"), (4 * 4 * 2, 3 * 4 * 2)):
         code, out, err = maypole(f"{example} --json --dry-run")
         assert code == 0, err
         plan = json.loads(out)

@@ -1,22 +1,20 @@
 """`maypole align online`, from the words on the command line to the directory it leaves."""
 
-import inspect
 import json
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
-from maypole.align.online_verbs import OnlineOptions, online
-from maypole.cli.main import run
+from maypole.align.online_verbs import OnlineOptions
 from maypole.core.artifact import Artifact
 from maypole.core.config import from_yaml
-from maypole.core.progress import set_quiet
 from maypole.models import load, save
+from tests.docs_workplace import examples
 from tests.engine.engine_fixtures import lm_of
 
 ROOT = Path(__file__).parents[2]
+COMMAND = "align online --quiet"
 TRAIN = "--train.examples-per-step 4 --train.learning-rate 1e-2 --train.precision fp32 --max-tokens 5 --n 3 --rounds 2"
 JUDGE = '''
 def score(prompts, completions, **columns):
@@ -35,9 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, model, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
+def _here(place, model):
     torch.set_num_threads(1)
     Path("base").symlink_to(model)
     Path("judge.py").write_text(JUDGE)
@@ -45,24 +41,12 @@ def _here(tmp_path, model, monkeypatch):
     pairs = [{"prompt": f"number {i}", "chosen": " one", "rejected": " two"} for i in range(8)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     Path("torn.jsonl").write_text(json.dumps(pairs[0]) + "\n" + json.dumps({**pairs[1], "rejected": None}) + "\n")
-    yield
-    set_quiet(False)
-
-
-@pytest.fixture
-def maypole(capsys):
-    def maypole(line: str) -> tuple[int, str, str]:
-        code = run(["align", "online", "--quiet", *shlex.split(line)])
-        return code, *capsys.readouterr()
-
-    return maypole
 
 
 def test_both_examples_of_the_help_work(maypole):
-    lines = [line.strip() for line in (inspect.getdoc(online) or "").splitlines()]
-    examples = [line.removeprefix("maypole align online ") for line in lines if line.startswith("maypole align online")]
-    assert len(examples) == 3
-    for example in examples:
+    found = examples("align", "online")
+    assert len(found) == 3
+    for example in found:
         code, out, err = maypole(f"{example} --json --dry-run")
         assert code == 0, err
         plan = json.loads(out)

@@ -1,8 +1,6 @@
 """`maypole align reward`, from the words on the command line to a directory that judges."""
 
 import json
-import logging
-import shlex
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,16 +10,15 @@ import transformers as hf
 from datasets import Dataset
 
 from maypole.align.reward import hold_out
-from maypole.cli.main import run
 from maypole.core.artifact import Artifact
 from maypole.core.errors import UserError
-from maypole.core.progress import set_quiet
 from maypole.evaluate import judges, pair_accuracy
 from maypole.evaluate.pair_model import PairModel
 from maypole.evaluate.reward_model import RewardModel
 from maypole.models import PeftOptions, load, new_adapter, save
 from tests.engine.engine_fixtures import lm_of
 
+COMMAND = "align reward"
 TRAIN = (
     "--train.examples-per-step 8 --train.max-steps 12 --train.learning-rate 1e-2 --train.precision fp32 "
     "--train.logging-steps 1 --train.save-steps 5 --held-out 0.25"
@@ -51,29 +48,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, models, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def _here(place, models):
     for name in ("base", "tuned"):
         Path(name).symlink_to(models / name)
     _rows("pairs.jsonl", ROWS)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers, root.level = handlers, level
-    set_quiet(True)
 
 
 def _rows(name: str, rows: list[dict]) -> None:
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.fixture
-def maypole(capsys):
-    def maypole(line: str) -> tuple[int, str, str]:
-        code = run(["align", "reward", *shlex.split(line)])
-        return code, *capsys.readouterr()
-
-    return maypole
 
 
 def accuracy_of(judge: Any, rows: Dataset) -> float:
@@ -175,21 +157,6 @@ def test_dry_run_says_what_would_be_done(maypole):
     assert plan["steps"] == 12
     assert "pair_question.json" in plan["files"]
     assert not Path("judge").exists()
-
-
-@pytest.mark.parametrize(
-    "example",
-    [
-        "--model base --data pairs.jsonl --train.learning-rate 1e-5 --out judge",
-        "--type pair --model base --data pairs.jsonl --train.peft.type lora --out judge",
-    ],
-)
-def test_the_examples_of_the_help_work(maypole, example: str):
-    from maypole.align.verbs import reward
-
-    assert f"maypole align reward {example}" in (reward.__doc__ or "")
-    code, _, err = maypole(f"{example} --dry-run")
-    assert code == 0, err
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,14 @@ def test_a_room_may_have_a_command_of_its_own(maypole):
         "where": "model",
     }
     assert maypole("serve --help")[1].startswith("Usage: maypole serve MODEL [OPTIONS]")
+    assert "By itself: serve a model. See: maypole serve --help." in maypole("serve")[1]
+
+
+def test_a_room_s_own_command_and_the_others_name_each_other(capsys):
+    assert run(["serve"]) == run(["serve", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "By itself: serve a model and its adapters over HTTP" in out
+    assert "Beside it: maypole serve program." in out
 
 
 def test_the_top_help_names_every_room_and_fits_80_columns(maypole):
@@ -218,6 +226,35 @@ def test_help_of_a_verb_shows_its_docstring_and_its_flags(maypole):
     assert "--peft.r" in out
     assert "rows to learn from" in out
     assert "--config." not in out
+
+
+def test_help_of_a_verb_groups_its_own_flags_those_of_the_model_and_those_of_the_run(maypole):
+    _, out, _ = maypole("train sft --help")
+    assert out.startswith("Usage: maypole train sft ")
+    places = [out.rindex(name) for name in (" Parameters ", "--data", "--mix", " Model ", "--dtype", " Run ", "--seed")]
+    assert places == sorted(places)
+    assert "Of every command: --config FILE.yaml" in out
+
+
+def test_help_shows_training_flags_under_the_name_that_the_command_takes_them_by(capsys):
+    assert run(["align", "dpo", "--help"]) == 0
+    out = capsys.readouterr().out
+    own, shared = out.index("--rpo-alpha"), out.index(" Training --train.NAME ")
+    assert own < shared < out.index("--train.weight-decay")
+
+
+def test_help_leaves_out_defaults_and_opposites_that_say_nothing(capsys):
+    assert run(["align", "gap", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--no-force" not in out
+    assert "--both-orders --no-both-orders ask a judge" in out
+    assert "[default: 0.03 0.1 0.3 1.0]" in out
+    assert not any(f"[default: {nothing}]" in out for nothing in ("()", "{}", "False"))
+
+
+def test_help_of_a_room_without_commands_says_so(capsys):
+    assert run(["retrieve", "--help"]) == 0
+    assert "No command of it is built yet; see: maypole systems." in capsys.readouterr().out
 
 
 def test_help_of_a_room_lists_its_verbs_without_importing_them(maypole):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from maypole.cli.show import document, exit_code, show
+from maypole.core.config import DryRun
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ def test_rows_are_a_table_with_a_heading(capsys):
         ["a", "1,200"],
         ["b", "7"],
     ]
+
+
+def test_a_plan_that_has_nothing_to_say_says_so(capsys):
+    show(DryRun(), as_json=False)
+    assert capsys.readouterr().out == "nothing stands in the way\n"
 
 
 def test_arrays_and_infinite_numbers_are_valid_json():

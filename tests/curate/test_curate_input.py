@@ -15,6 +15,7 @@ from maypole.models import save
 from tests.curate.curate_fixtures import SCORE, kept_ids, texts
 from tests.engine.engine_fixtures import lm_of
 
+COMMAND = "curate"
 pytestmark = pytest.mark.usefixtures("here")
 
 

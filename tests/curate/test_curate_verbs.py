@@ -17,7 +17,9 @@ import pytest
 from maypole.core.artifact import Artifact
 from maypole.curate.perplexity_pruning import Scores
 from tests.curate.curate_fixtures import SCORE, contents, kept_ids, table, texts
+from tests.docs_workplace import examples
 
+COMMAND = "curate"
 pytestmark = pytest.mark.usefixtures("here")
 ROOT = Path(__file__).parents[2]
 TRAIN = "--train.max-steps 3 --train.examples-per-step 4 --train.learning-rate 1e-2 --train.precision fp32"
@@ -235,14 +237,9 @@ def test_dry_run_tells_the_plan_and_writes_nothing(maypole):
 
 @pytest.mark.parametrize("verb", ["score", "prune"])
 def test_the_examples_of_the_help_run(maypole, verb):
-    doc = getattr(importlib.import_module("maypole.curate.verbs"), verb).__doc__ or ""
-    lines = [line.strip().removeprefix("maypole curate ") for line in doc.splitlines() if "    maypole" in line]
-    assert len(lines) == 2
     assert maypole(f"{SCORE.replace('--out o', '--out medium/scores')}")[0] == 0
-    for i, line in enumerate(lines):
-        line = re.sub("--out [a-z]+", f"--out fresh{i}", line)
-        assert maypole(f"{line} --dry-run")[0] == 0
-        code, _, err = maypole(line)
+    for i, line in enumerate(examples("curate", verb)):
+        code, _, err = maypole(verb + re.sub("--out [a-z]+", f"--out fresh{i}", line))
         assert code == 0, err
 
 

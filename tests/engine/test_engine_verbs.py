@@ -92,8 +92,10 @@ def test_wrong_settings_and_rows_are_named(directory: str, tmp_path: Path):
     with pytest.raises(UserError, match="nothing to continue"):
         verbs.generate(verbs.GenerateOptions(model=directory))
     data = _rows(tmp_path / "x.jsonl", [{"prompt": "a"}, {"label": "b"}])
-    with pytest.raises(DataError, match="row 2"):
+    with pytest.raises(DataError, match=r"x\.jsonl row 2"):
         verbs.generate(verbs.GenerateOptions(model=directory, data=(data,)))
-    plan = verbs.generate(verbs.GenerateOptions(model="absent", prompt=("a", "b"), dry_run=True))
+    with pytest.raises(UserError, match="absent: no such directory"):
+        verbs.generate(verbs.GenerateOptions(model="absent", prompt=("a", "b"), dry_run=True))
+    plan = verbs.generate(verbs.GenerateOptions(model=directory, prompt=("a", "b"), dry_run=True))
     assert isinstance(plan, DryRun)
     assert plan.rows_kept == 2

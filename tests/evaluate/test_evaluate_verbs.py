@@ -6,7 +6,7 @@ import pytest
 from maypole.cli.app import parse
 from maypole.core.artifact import Artifact
 from maypole.core.config import DryRun
-from maypole.core.errors import ConfigError, DataError
+from maypole.core.errors import ConfigError, DataError, UserError
 from maypole.evaluate import perplexity, verbs
 from maypole.models.saving import save
 from tests.engine.engine_fixtures import lm_of, with_adapters
@@ -105,7 +105,24 @@ def test_settings_are_checked_before_anything_loads(tmp_path: Path):
         verbs.TasksOptions(model="m", data=("d",), metrics=("bleu",))
     with pytest.raises(ConfigError, match="--judge-weights"):
         verbs.WinrateOptions(data=("d",), judge=("a.py:f",), judge_weights=(1.0, 2.0))
+
+
+def test_a_dry_run_finds_what_would_stop_the_run(directory: str, tmp_path: Path):
     data = _rows(tmp_path / "t.jsonl", [{"text": "a"}] * 3)
-    plan = verbs.perplexity(verbs.PerplexityOptions(model="absent", data=(data,), dry_run=True))
+    plan = verbs.perplexity(verbs.PerplexityOptions(model=directory, data=(data,), dry_run=True))
     assert isinstance(plan, DryRun)
     assert plan.rows_kept == 3
+    with pytest.raises(UserError, match="absent: no such directory"):
+        verbs.perplexity(verbs.PerplexityOptions(model="absent", data=(data,), dry_run=True))
+    asked = _rows(tmp_path / "q.jsonl", [{"prompt": "a", "answer": "b"}, {"prompt": "a"}])
+    with pytest.raises(DataError, match=r'q.jsonl row 2, field "answers": no reference answer'):
+        verbs.tasks(verbs.TasksOptions(model=directory, data=(asked,), dry_run=True))
+    (tmp_path / "judge.py").write_text(JUDGE)
+    judge, unknown = (f"{tmp_path / 'judge.py'}:{name}" for name in ("longer", "shorter"))
+    with pytest.raises(DataError, match=r'q.jsonl row 1, field "a": the field is missing; found prompt, answer'):
+        verbs.winrate(verbs.WinrateOptions(data=(asked,), judge=(judge,), dry_run=True))
+    with pytest.raises(UserError, match="no function 'shorter'"):
+        verbs.winrate(verbs.WinrateOptions(model=directory, data=(asked,), judge=(unknown,), dry_run=True))
+    rival = verbs.WinrateOptions(model=directory, against="absent", data=(asked,), judge=(judge,), dry_run=True)
+    with pytest.raises(UserError, match="absent: no such directory"):
+        verbs.winrate(rival)

@@ -1,21 +1,17 @@
 """`maypole evaluate facts`, from the words on the command line to the facts that it keeps."""
 
-import inspect
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from maypole.cli.main import run
 from maypole.core.artifact import Artifact
-from maypole.core.progress import set_quiet
-from maypole.evaluate.fact_verbs import facts
 from maypole.models import save
 from tests.engine.engine_fixtures import lm_of
 
+COMMAND = "evaluate facts --quiet"
 FACTS = """
 from maypole.evaluate import AtomicChecker, KnowledgeGraph
 
@@ -38,40 +34,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, model, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
+def _here(place, model):
     torch.set_num_threads(1)
     Path("base").symlink_to(model)
     Path("facts.py").write_text(FACTS)
     Path("find.py").write_text("def search(query, k):\n    return ['Mara bakes.'] * k\n")
     write("answers.jsonl", ANSWERS)
     write("known.jsonl", [{"title": "Mara", "text": "Mara is a baker."}, {"title": "Tom", "text": "Tom sings."}])
-    yield
-    set_quiet(False)
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.fixture
-def maypole(capsys):
-    def maypole(line: str) -> tuple[int, str, str]:
-        code = run(["evaluate", "facts", "--quiet", *shlex.split(line)])
-        return code, *capsys.readouterr()
-
-    return maypole
-
-
-def test_both_examples_of_the_help_work(maypole):
-    lines = [line.strip() for line in (inspect.getdoc(facts) or "").splitlines()]
-    examples = [line.removeprefix("maypole evaluate facts ") for line in lines if line.startswith("maypole evaluate")]
-    assert len(examples) == 2
-    for example in examples:
-        code, out, err = maypole(f"{example} --json --dry-run")
-        assert code == 0, err
-        assert json.loads(out)["rows_kept"] == 3
 
 
 def test_precision_comes_with_facts_right_and_wrong_with_silence_and_with_length(maypole):

@@ -1,5 +1,4 @@
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -7,36 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maypole.cli.main import run
 from maypole.core.artifact import Artifact
 from maypole.core.errors import ConfigError
-from maypole.core.progress import set_quiet
 from maypole.models import PeftOptions, load, new_adapter, save
 from maypole.models.family_tree import family_tree
 from maypole.models.verbs import ExportOptions, InfoOptions, MergeOptions, info
 from tests.models.conftest import logits
 
+COMMAND = "models"
+pytestmark = pytest.mark.usefixtures("place")
 MAYPOLE_S_OWN = {"manifest.json", "config.yaml", "run.log", "metrics.jsonl", ".lock"}
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers, root.level = handlers, level
-    set_quiet(False)
-
-
-@pytest.fixture
-def maypole(capsys):
-    def maypole(line: str) -> tuple[int, str, str]:
-        code = run(f"models {line}".split())
-        return code, *capsys.readouterr()
-
-    return maypole
 
 
 @pytest.fixture
@@ -303,6 +282,7 @@ def test_an_export_that_fails_leaves_nothing_at_its_place(base, maypole, monkeyp
         ("info nowhere", "nowhere: no such directory\n  hint: a model or adapter directory"),
         ("info base/config.json", "base/config.json: is a file"),
         ("info empty", "empty: neither config.json nor adapter_config.json is there"),
+        ("merge --model nowhere --out o", "nowhere: no such directory"),
         ("merge --model base --out o", "base: has no adapter to merge\n  hint: --adapter DIR"),
         ("merge --model base --adapter base --out o", "base: adapter_config.json is missing"),
         ("merge --model base --adapter base --out o --dry-run", "base: adapter_config.json is missing"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maypole.core.statistics import Interval
-from maypole.tour.report.words import bounds, cell, duration, memory, number, split_at, visible, word_changes
+from maypole.tour.report.words import bounds, cell, counted, duration, memory, number, split_at, visible, word_changes
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,10 @@ def test_numbers_read_well():
     assert number(math.nan, 2) == "not a number"
     assert bounds(Interval(-0.01, 0.05, 0.02), 2) == "[−0.01, +0.05]"
     assert bounds(Interval(-math.inf, math.inf, 0), 2) == bounds(None, 2) == ""
+
+
+def test_one_thing_is_not_several():
+    assert [counted(n, "answer") for n in (0, 1, 45, 1200)] == ["0 answers", "1 answer", "45 answers", "1,200 answers"]
 
 
 def test_cells_read_well():

@@ -1,34 +1,28 @@
 """`maypole train sft` and `maypole train pretrain`, from the words on the command line to the directory they leave."""
 
-import importlib
 import json
-import logging
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from maypole.cli.main import run
 from maypole.core.artifact import Artifact
 from maypole.core.config import from_yaml
 from maypole.core.lock import DirectoryLock
-from maypole.core.progress import set_quiet
 from maypole.models import load, save
 from maypole.train.source import Source
 from maypole.train.verbs import PretrainOptions, SftOptions
 from tests.engine.engine_fixtures import lm_of
 from tests.models.conftest import as_a_stranger_reads, logits
 
+COMMAND = "train"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 COMMON = "--examples-per-step 4 --save-steps 2 --logging-steps 1 --precision fp32"
 STEPS = f"{COMMON} --max-steps 4 --learning-rate 1e-2"
@@ -51,27 +45,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, models, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
+def _here(place, models):
     for name in ("llama", "gpt2", "new"):
         Path(name).symlink_to(models / name)
     for name, rows in (("chats", CHATS), ("answers", ANSWERS), ("texts", TEXTS)):
         _rows(f"{name}.jsonl", rows)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers, root.level = handlers, level
-    set_quiet(True)
-
-
-@pytest.fixture
-def maypole(capsys):
-    def maypole(line: str) -> tuple[int, str, str]:
-        code = run(["train", *shlex.split(line)])
-        return code, *capsys.readouterr()
-
-    return maypole
 
 
 def _rows(name: str, rows: list[dict]) -> None:
@@ -239,7 +217,7 @@ def test_dry_run_tells_the_plan_and_writes_nothing(maypole):
     assert plan["minutes"] >= 0
     assert plan["peak_memory_bytes"] > 1_000_000
     assert {"model.safetensors", "manifest.json", "config.yaml", "metrics.jsonl", "run.log"} <= set(plan["files"])
-    assert sorted(Path().iterdir()) == before
+    assert sorted(path for path in Path().iterdir() if path.name != "cache") == before
     assert maypole(line.replace("--dry-run", "--quiet"))[0] == 0
     assert Artifact.load("o").manifest["metrics"]["steps"] == 14
 
@@ -263,24 +241,6 @@ def test_the_example_files_run(maypole, verb, file):
     assert from_yaml(kind, EXAMPLES / file).learning_rate == settings["learning_rate"]
     shorter = "--max-steps 2 --lr-scheduler-kwargs.num_decay_steps 1" if verb == "pretrain" else ""
     assert maypole(f"{verb} --config {EXAMPLES / file} {where} {shorter}")[0] == 0
-
-
-@pytest.mark.parametrize("verb", ["sft", "pretrain"])
-def test_the_examples_of_the_help_run(maypole, models, verb):
-    for name, rows in (("a", CHATS), ("held-out", CHATS)):
-        _rows(f"{name}.jsonl", rows)
-    Path("docs").mkdir()
-    Path("docs/a.md").write_text("# A\n\nSome text.\n")
-    Path("notes.md").write_text("A note.\n")
-    pq.write_table(pa.Table.from_pylist(ANSWERS), "b.parquet")
-    doc = getattr(importlib.import_module("maypole.train.verbs"), verb).__doc__ or ""
-    lines = [line.strip().removeprefix("maypole train ") for line in doc.splitlines() if "    maypole train" in line]
-    assert len(lines) == 2
-    for line in lines:
-        if "--model base" in line and not Path("base").exists():
-            Path("base").symlink_to(models / "llama")
-        code, _, err = maypole(f"{line} --dry-run")
-        assert code == 0, err
 
 
 @pytest.fixture

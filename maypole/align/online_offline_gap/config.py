@@ -42,7 +42,7 @@ class GapConfig:
     refresh_every: int = setting(1, help="steps that the online arms learn from one batch of samples; 1: always fresh")
     max_tokens: int = setting(256, help="longest answer, in training and when measured")
     both_orders: bool = setting(True, help="ask a judge that compares two answers in both orders")
-    on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="stop, or skip-row")
+    on_judge_error: Literal["stop", "skip-row"] = setting("stop", help="a judge that fails: stop, or leave out the row")
 
     def __post_init__(self) -> None:
         named = tuple(name for words in self.experiments for name in words.split(",") if name)

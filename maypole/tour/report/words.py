@@ -74,6 +74,11 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
     return ("−" if value < 0 else "+" if signed else "") + text
 
 
+def counted(count: int, thing: str) -> str:
+    """ "1 answer", "1,200 answers"."""
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")
+
+
 def percent(share: float) -> str:
     """`0.5` is "50 %"."""
     return f"{number(100 * share, 0)} %"
