@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maypole.align.preference import Pairs
+from maypole.align.preference_options import PreferenceOptions
 from maypole.align.rlhf_workflow import IterativeDPO, best_and_worst, pair_by
 from maypole.align.rlhf_workflow_options import PAIRS, WorkflowOptions
 from maypole.core.errors import ConfigError, JudgeError
@@ -185,6 +186,43 @@ def test_every_round_may_begin_at_the_first_weights_again(tmp_path):
     assert max(apart) > 5e-4
     with pytest.raises(ConfigError, match="optimizer fresh"):
         training(init="initial")
+
+
+def logps_of(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    table = torch.log_softmax(model(torch.tensor([prompt + answer]), use_cache=False).logits[0], -1)
+    return table[len(prompt) - 1 : -1].gather(1, torch.tensor(answer)[:, None])[:, 0]
+
+
+def test_two_answers_and_one_step_a_round_are_online_dpo_by_hand(tmp_path):
+    """In every round the policy as it is answers twice, and takes one step that is held to its own start."""
+    beta, rate, epsilon = 0.1, 1e-2, 1e-2  # an epsilon that keeps a rounded gradient from becoming a whole step
+    train = training(
+        examples_per_step=8, learning_rate=rate, adam_epsilon=epsilon, lr_scheduler_type="constant", peft=None,
+        max_grad_norm=0.0,
+    )  # fmt: skip
+    method = IterativeDPO(PreferenceOptions(beta=beta), Sampling(n=2, max_tokens=6))
+    _, ours = run(tmp_path / "out", method=method, train=train, rounds=4)
+    model, start = policy().model, policy().model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, eps=epsilon, weight_decay=0.0)
+    for round in range(4):
+        every: list[torch.Tensor] = []
+        for sample in samples_of(tmp_path / "out", round):
+            ahead = []
+            for ids, said in zip(sample["completion_ids"], sample["logprobs"]):
+                logps = logps_of(model, sample["prompt_ids"], ids)
+                assert logps.tolist() == pytest.approx(said, abs=2e-4)  # it is this policy that has answered
+                ahead.append(logps.sum() - logps_of(start, sample["prompt_ids"], ids).sum().detach())
+            first, second = sample["scores"]
+            if first != second:
+                sign = 1 if first > second else -1
+                every.append(-torch.nn.functional.logsigmoid(beta * sign * (ahead[0] - ahead[1])))
+        optimizer.zero_grad()
+        torch.stack(every).mean().backward()
+        optimizer.step()
+    for (name, found), wanted in zip(ours.model.named_parameters(), model.parameters()):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6, msg=name)
+    moved = max(float((a - b).detach().abs().max()) for a, b in zip(model.parameters(), start.parameters()))
+    assert moved > 1e-3
 
 
 def test_the_minimiser_of_dpo_is_the_start_times_the_exponential_of_the_reward():

@@ -10,11 +10,13 @@ import pytest
 import torch
 import transformers as hf
 from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
 from trl import RewardConfig, RewardTrainer
 
 from maypole.core.errors import UserError
 from maypole.data.chat import encode_whole
 from maypole.data.pair_question import PairQuestion
+from maypole.engine import Engine, Request
 from maypole.models import LanguageModel, PeftOptions, load, packed_execution, save
 from maypole.models.score_head import with_score_head
 from maypole.train import BradleyTerry, BradleyTerryWithMargin, Completions, Objective, PairPreference, TokenBatch, fit
@@ -76,6 +78,36 @@ def test_packed_scores_equal_transformers_on_each_text_alone(family: str, rows: 
     assert float(found.std()) > 0.1
 
 
+@pytest.mark.parametrize("pad", ["a token of its own", "the end token"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_packed_scores_equal_transformers_however_those_pad(pad: str, side: str):
+    """transformers reads the last token that does not look like padding: one too early where the end token does. There
+    the state is looked up by the length of the text, as it always is where texts are packed."""
+    lm = judge_of()
+    texts = [encode_whole(row["prompt"], row[name], lm.tokenizer) for row in PAIRS for name in ("chosen", "rejected")]
+    found = [score for (score,) in Engine(lm).classify([Request(ids) for ids in texts])]
+    token = EOS if pad == "the end token" else lm.tokenizer.pad_token_id
+    assert (token in {ids[-1] for ids in texts}) == (pad == "the end token")
+    longest = max(map(len, texts))
+    gaps = [longest - len(ids) for ids in texts]
+    padded = [[*[token] * gap, *ids] if side == "left" else [*ids, *[token] * gap] for ids, gap in zip(texts, gaps)]
+    parts = [([0] * gap, [1] * len(ids)) for ids, gap in zip(texts, gaps)]
+    seen = [[*gap, *text] if side == "left" else [*text, *gap] for gap, text in parts]
+    mask, ids = torch.tensor(seen), torch.tensor(padded)
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    lm.model.config.pad_token_id = token
+    with torch.no_grad():
+        states = lm.model.model(input_ids=ids, attention_mask=mask, position_ids=places).last_hidden_state
+        theirs = lm.model(input_ids=ids, attention_mask=mask, position_ids=places).logits[:, 0]
+    ends = torch.tensor([longest - 1 if side == "left" else len(one) - 1 for one in texts])
+    wanted = lm.model.score(states[torch.arange(len(texts)), ends])[:, 0]
+    assert found == pytest.approx(wanted.tolist(), abs=1e-4)
+    if pad == "a token of its own":
+        assert found == pytest.approx(theirs.tolist(), abs=1e-4)
+    else:
+        assert max(abs(a - b) for a, b in zip(found, theirs.tolist())) > 1e-3  # what they would have said
+
+
 def test_what_two_answers_begin_with_is_computed_once():
     lm = judge_of()
     store = store_of(Dataset.from_list(PAIRS[4:5]), BradleyTerry(), lm)
@@ -115,6 +147,30 @@ def test_the_bradley_terry_optimum_is_the_logit_of_who_wins_how_often():
     expected = torch.sigmoid(scores[:, None] - scores[None, :]).detach()
     # At the maximum of the likelihood each player's wins are as many as expected (Zermelo's equations).
     torch.testing.assert_close(wins.sum(1), 10 * (expected.sum(1) - 0.5), atol=1e-5, rtol=0)
+
+
+def test_the_fit_to_a_table_of_items_is_scikit_learns_logistic_regression():
+    """On the difference design, 1 for the one item and -1 for the other; scores are known but for what all share."""
+    draw = np.random.default_rng(0)
+    true = draw.normal(size=6)
+    met = draw.integers(0, 6, (400, 2))
+    met = met[met[:, 0] != met[:, 1]]
+    first = draw.random(len(met)) < 1 / (1 + np.exp(true[met[:, 1]] - true[met[:, 0]]))
+    winner, loser = np.where(first, *met.T), np.where(first, *met.T[::-1])
+    scores = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([scores], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        total = bradley_terry(scores[winner], scores[loser]).sum()
+        total.backward()
+        return total
+
+    optimizer.step(closure)
+    design = np.eye(6)[met[:, 0]] - np.eye(6)[met[:, 1]]
+    theirs = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-12, max_iter=10_000).fit(design, first)
+    found = scores.detach().numpy()
+    assert found - found.mean() == pytest.approx(theirs.coef_[0] - theirs.coef_[0].mean(), abs=1e-4)
 
 
 def test_pair_preference_is_the_mean_of_both_orders():
