@@ -1,7 +1,7 @@
 """The model that a command names, with the chat template that it gives. Loads torch only when it is asked."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from maypole.core.config import ModelOptions
 from maypole.core.errors import UserError
@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from maypole.models.language_model import LanguageModel
 
 
-def open_model(options: ModelOptions, chat_template: Path | None, *, elsewhere: str | None = None) -> "LanguageModel":
+def open_model(
+    options: ModelOptions,
+    chat_template: Path | None,
+    *,
+    elsewhere: str | None = None,
+    task: Literal["causal", "score"] = "causal",
+) -> "LanguageModel":
     """`elsewhere` is the device where `options` name none; UserError where the template cannot be read."""
     from maypole.models.loading import load
 
@@ -18,6 +24,7 @@ def open_model(options: ModelOptions, chat_template: Path | None, *, elsewhere: 
     lm = load(
         options.model,
         adapter=options.adapter,
+        task=task,
         device=options.device or elsewhere,
         dtype=options.dtype,
         quantization=options.quantization,  # pyright: ignore[reportArgumentType]

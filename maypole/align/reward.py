@@ -15,13 +15,14 @@ from maypole.core.errors import UserError
 from maypole.core.seeds import derive
 from maypole.data.pair_question import PairQuestion
 from maypole.engine import Engine
+from maypole.evaluate.judges import check_one_score
 from maypole.evaluate.pair_accuracy import Accuracy, pair_accuracy
 from maypole.evaluate.pair_model import PairModel
 from maypole.evaluate.reward_model import RewardModel
 from maypole.models.adapters import merged
 from maypole.models.language_model import LanguageModel
 from maypole.models.saving import save
-from maypole.models.score_head import with_score_head
+from maypole.models.score_head import has_score_head, with_score_head
 from maypole.train.config import TrainConfig
 from maypole.train.objective import Objective
 from maypole.train.ranks import ALONE, Ranks
@@ -34,11 +35,17 @@ Type = Literal["bradley-terry", "pair"]
 def untrained(
     lm: LanguageModel, type: Type, *, seed: int, keep_base: Artifact | None = None, ranks: Ranks = ALONE
 ) -> LanguageModel:
-    """`lm` as the judge it is to become: under a fresh score head, or as it is.
+    """`lm` as the judge it is to become: under a fresh score head, or as it is. One that scores already goes on.
 
     An adapter of `lm` is merged first where there is to be a score head; `keep_base` keeps what that makes as its
     ``base/``, for an adapter on top to name.
     """
+    if has_score_head(lm.model):
+        if type == "pair":
+            expected = "a language model, or --type bradley-terry"
+            raise UserError("a model that scores texts names no better one of two", lm.name, expected)
+        check_one_score(lm, lm.name)
+        return lm
     if type == "pair":
         return lm
     if lm.adapters:

@@ -139,9 +139,9 @@ def dpo(config: DpoOptions) -> Artifact | DryRun:
 def reward(config: RewardOptions) -> Artifact | DryRun:
     """Train a judge on pairs: a reward model, or a model that compares two answers.
 
-    Rows have prompt, chosen and rejected, strings or messages, and perhaps a margin. Its accuracy on pairs that it has
-    not seen is measured at the end. The result is a directory that --judge takes; the same command continues an
-    interrupted run.
+    Rows have prompt, chosen and rejected, strings or messages, and perhaps a margin. A model that scores texts already
+    goes on learning. Its accuracy on pairs that it has not seen is measured at the end. The result is a directory that
+    --judge takes; the same command continues an interrupted run.
 
         maypole align reward --model base --data pairs.jsonl --train.learning-rate 1e-5 --out judge
         maypole align reward --type pair --model base --data pairs.jsonl --train.peft.type lora --out judge
@@ -174,7 +174,7 @@ def reward(config: RewardOptions) -> Artifact | DryRun:
             else:
                 rows, measured = judges.hold_out(rows, config.held_out, seed=seed)
             keep_base = artifact if config.train.peft is not None else None
-            lm = judges.untrained(_load(config, ranks), config.type, seed=seed, keep_base=keep_base, ranks=ranks)
+            lm = judges.untrained(_begun(config, ranks), config.type, seed=seed, keep_base=keep_base, ranks=ranks)
             objective = judges.objective_of(config.type, rows, lm, center=config.center)
             fit(lm, rows, objective, config.train, out=artifact, seed=seed, eval_rows=measured)
 
@@ -210,7 +210,7 @@ def _plan(config: RewardOptions) -> DryRun:
     if not config.eval_data:
         learnt, _ = judges.hold_out(rows, config.held_out, seed=config.seed)
         rows, count = learnt, round(count * len(learnt) / len(rows))
-    lm = judges.untrained(_load(config, ALONE), config.type, seed=config.seed)
+    lm = judges.untrained(_begun(config, ALONE), config.type, seed=config.seed)
     objective = judges.objective_of(config.type, rows, lm, center=config.center)
     plan = dry_run(lm, rows, count, objective, config.train, seed=config.seed)
     if config.type == "pair":
@@ -293,3 +293,16 @@ def _reference(config: DpoOptions, lm: "LanguageModel", ranks: "Ranks") -> "Lang
 
 def _load(config: PairOptions, ranks: "Ranks") -> "LanguageModel":
     return open_model(config, config.chat_template, elsewhere="cpu" if ranks.sharded else None)
+
+
+def _begun(config: RewardOptions, ranks: "Ranks") -> "LanguageModel":
+    """The model, or the judge, that goes on learning to judge."""
+    from maypole.evaluate.judges import scores_texts
+    from maypole.models.hub import local
+
+    named = config.adapter or config.model
+    revision = None if config.adapter else config.revision
+    scores = scores_texts(local(named, revision=revision, code=config.trust_remote_code), named)
+    return open_model(
+        config, config.chat_template, elsewhere="cpu" if ranks.sharded else None, task="score" if scores else "causal"
+    )

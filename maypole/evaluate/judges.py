@@ -20,6 +20,7 @@ from maypole.engine import Engine
 from maypole.evaluate.pair_model import PairModel
 from maypole.evaluate.reward_model import RewardModel
 from maypole.models.hub import local
+from maypole.models.language_model import LanguageModel
 from maypole.models.score_head import has_score_head
 
 _CONFIGS = ("adapter_config.json", "config.json")
@@ -48,23 +49,36 @@ def _model(directory: Path, spec: str) -> Reward | Preference:
     """What the files of a model's directory make of it."""
     if (directory / PAIR_QUESTION).is_file():
         return PairModel(Engine.load(spec), PairQuestion.read(directory))
+    if not scores_texts(directory, spec):
+        what = f"a model that neither scores texts nor compares them ({', '.join(_kinds(directory, spec))})"
+        raise UserError(what, spec, "one that `align reward` trained")
+    engine = Engine.load(spec, task="score")
+    check_one_score(engine.lm, spec)
+    return RewardModel(engine)
+
+
+def scores_texts(directory: Path, spec: str) -> bool:
+    """Whether the files of a model's or adapter's directory say that it scores texts; `spec` is who asked for it."""
+    return any(kind.endswith(_SCORING) for kind in _kinds(directory, spec))
+
+
+def check_one_score(lm: LanguageModel, spec: str) -> None:
+    """UserError where a model that scores texts has not one score for each."""
+    labels = lm.transformer.config.num_labels
+    if labels != 1 or not has_score_head(lm.model):
+        family = lm.transformer.config.model_type
+        raise UserError(f"the head of this {family} model has {labels} scores", spec, "a decoder with a head of one")
+
+
+def _kinds(directory: Path, spec: str) -> list[str]:
     config = next((directory / name for name in _CONFIGS if (directory / name).is_file()), None)
     if config is None:
         raise UserError("holds no model", spec, _EXPECTED)
     try:
         fields = json.loads(config.read_text())
-        kinds = [*(fields.get("architectures") or ()), fields.get("task_type")]
+        return [str(kind) for kind in (*(fields.get("architectures") or ()), fields.get("task_type")) if kind]
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{config.name} cannot be read", spec, "valid JSON; copy it again") from error
-    if not any(str(kind).endswith(_SCORING) for kind in kinds):
-        what = f"a model that neither scores texts nor compares them ({', '.join(map(str, filter(None, kinds)))})"
-        raise UserError(what, spec, "one that `align reward` trained")
-    engine = Engine.load(spec, task="score")
-    labels = engine.lm.transformer.config.num_labels
-    if labels != 1 or not has_score_head(engine.lm.model):
-        family = engine.lm.transformer.config.model_type
-        raise UserError(f"the head of this {family} model has {labels} scores", spec, "a decoder with a head of one")
-    return RewardModel(engine)
 
 
 def load_all(

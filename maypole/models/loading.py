@@ -289,6 +289,8 @@ def _weights(path: Path, name: str, config: Any, dtype: torch.dtype, options: _O
         key, found, wanted = wrong[0]
         what = f"{len(wrong)} of its weights have another shape than its config says: {key} is {tuple(found)}"
         raise UserError(what, name, f"{tuple(wanted)}, or the config.json that belongs to these weights")
+    if options.task == "causal" and "score.weight" in report["unexpected_keys"]:
+        raise UserError("it scores texts and predicts no tokens", name, f"a checkpoint that holds {_NOUNS['causal']}")
     brought = set() if options.labels is None else {"score.weight"}
     missing = sorted(set(report["missing_keys"]) - brought)
     if missing:

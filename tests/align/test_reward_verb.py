@@ -114,6 +114,31 @@ def test_a_score_adapter_on_a_tuned_model_brings_the_merged_base_along(maypole):
     assert isinstance(judges.load("judge"), RewardModel)
 
 
+@pytest.mark.parametrize(
+    ("tied", "more"), [(True, ""), (False, ""), (False, "--train.peft.type lora --train.peft.r 4")]
+)
+def test_a_judge_goes_on_from_the_head_that_it_has(maypole, tied: bool, more: str):
+    """At a learning rate that moves nothing it stays the judge that it was."""
+    save(lm_of("llama", tie_word_embeddings=tied), Path("begun"))
+    code, _, err = maypole(f"--model begun --data pairs.jsonl --out judge {TRAIN} {more}")
+    assert code == 0, err
+    still = TRAIN.replace("rate 1e-2", "rate 1e-12")
+    code, _, err = maypole(f"--model judge --data pairs.jsonl --out same {still}")
+    assert code == 0, err
+    texts = [[row[name] for row in ROWS[:12]] for name in ("prompt", "chosen")]
+    wanted, found = (judges.load(name)(*texts) for name in ("judge", "same"))  # type: ignore[call-arg]
+    assert np.mean(wanted) > 0.5  # a fresh head gives next to nothing
+    assert found == pytest.approx(wanted, abs=1e-5)
+    code, _, err = maypole(f"--model judge --data pairs.jsonl --out on-top {still} --train.peft.type lora")
+    assert code == 0, err
+    assert judges.load("on-top")(*texts) == pytest.approx(wanted, abs=1e-4)  # type: ignore[call-arg]
+    if not more:
+        with pytest.raises(UserError, match="it scores texts and predicts no tokens"):
+            load("judge")
+    code, _, err = maypole(f"--type pair --model judge --data pairs.jsonl --out o {TRAIN}")
+    assert (code, "scores texts" in err) == (2, True)
+
+
 def test_pairs_given_to_measure_on_are_all_measured(maypole):
     _rows("held.jsonl", [{**row, "margin": None} for row in ROWS[:10]])
     _rows("margins.jsonl", [{**row, "margin": 0.5} for row in ROWS[10:]])
