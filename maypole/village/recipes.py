@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from maypole.core.errors import UserError
 from maypole.core.identity import digest, identity
 from maypole.village.blank import Init
 from maypole.village.lookups import lookups
@@ -101,7 +102,12 @@ def content(recipe: Recipe) -> str:
     """What the checkpoint is, in 32 hex characters: the recipe's fields and the code that documents and weights come
     from."""
     own = [file for file in Path(__file__).parent.glob("*.py") if file.name not in LOOKING]
-    files = {*own, Path(inspect.getfile(type(recipe.material)))}
+    kind = type(recipe.material)
+    try:
+        files = {*own, Path(inspect.getfile(kind))}
+    except (OSError, TypeError) as error:
+        what = f"the code of its material, {kind.__name__}, is in no file"
+        raise UserError(what, recipe.name, "a class of a script or module") from error
     return digest("zoo", str(identity(recipe)), *(file.read_bytes() for file in sorted(files)))
 
 

@@ -154,6 +154,7 @@ def test_a_cluster_that_runs_already_sees_paths_and_tells_errors_as_one_process_
     import ray
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # what is run there must be on every machine of a cluster
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         monkeypatch.chdir(tmp_path)
@@ -163,8 +164,8 @@ def test_a_cluster_that_runs_already_sees_paths_and_tells_errors_as_one_process_
         program = "import sys; from pathlib import Path; from tests.core.shard_worker import run\n"
         program += f"run(Path('far'), {SHARDS}, Path('log3'), workers=2, ray=sys.argv[1])"
         address = ray.get_runtime_context().gcs_address
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-c", program, address], env=env, check=True, stderr=subprocess.DEVNULL)
+        ran = subprocess.run([sys.executable, "-c", program, address], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
         assert content(Path("far")) == content(Path("plain"))
         with pytest.raises(DataError, match="numbers row 4: negative"):
             run(Path("wrong"), [3, -4], Path("log2"), workers=2, ray="local")

@@ -170,6 +170,12 @@ def test_what_decides_a_checkpoint_decides_where_it_lies(letters):
     assert content(replace(letters, material=Letters(64))) == content(letters)
 
 
+def test_material_whose_code_is_in_no_file_is_an_error(letters):
+    typed = type("Typed", (Letters,), {"__module__": "nowhere"})
+    with pytest.raises(UserError, match="letters: the code of its material, Typed, is in no file"):
+        content(replace(letters, material=typed(64)))
+
+
 def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(letters, tmp_path, monkeypatch):
     whole = zoo.make(letters, tmp_path / "whole")
     save = zoo.save_result
