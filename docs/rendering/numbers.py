@@ -64,11 +64,18 @@ def benchmarks() -> str:
             names.append("tokens that agree")
             rows = [(*row, f"{case['agreement']:.1%}") for row, case in zip(rows, found["cases"])]
         numbers = [name for name in names if name not in ("case", "peer", "unit")]
-        parts += [f"## {found['name']}", "", f"`python benchmarks/{found['name']}.py` on {machine}.", ""]
+        where = f"`python benchmarks/{found['name']}.py` on {machine}{_busy(found['machine'])}."
+        parts += [f"## {found['name']}", "", where, ""]
         parts += [table(names, rows, right=numbers), ""]
         skipped = [f"- not run: {name}: {reason}" for name, reason in found.get("skipped", {}).items()]
         parts += [*skipped, ""] if skipped else []
     return "\n".join(parts).rstrip()
+
+
+def _busy(machine: dict[str, Any]) -> str:
+    """The load, where it was more than the cores: other work ran too, or servers and clients of its own."""
+    load, cores = machine.get("load", 0.0), machine.get("cores") or 1
+    return f", at a load of {load:.2g}" if load > cores else ""
 
 
 def _case(case: dict[str, Any]) -> tuple[str, ...]:
