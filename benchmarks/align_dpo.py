@@ -62,7 +62,6 @@ def cases(quick: bool) -> list[Case]:
             ours={"side": "ours", **arm},
             peers={f"padded {n} x {arm['pairs'] // n}": {"side": "trl", "batch": n, **arm} for n in sizes},
             unit="tokens",
-            scout={"warmup": 1, "steps": 1},
             check={"warmup": 0, "steps": 2 if quick else 10},
             tolerance=2e-2 if arm["precision"] == "bf16" else 1e-4,
             rounds=1 if quick else 3,
