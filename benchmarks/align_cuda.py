@@ -34,7 +34,6 @@ def cases(quick: bool) -> list[Case]:
             ours=arm,
             peers={f"padded {n} x {PAIRS // n}": {**arm, "side": "trl", "batch": n} for n in sizes},
             unit=arm["unit"],
-            scout={"warmup": 1, "steps": 1},
             check={"warmup": 0, "steps": 1},
             tolerance=2e-2,
             clock="wall",

@@ -43,7 +43,6 @@ def cases(quick: bool) -> list[Case]:
             ours={"side": "ours", **arm},
             peers={f"padded {n} x {16 // n}": {"side": "trl", "batch": n, **arm} for n in (16, 8, 4)},
             unit="pairs",
-            scout={"warmup": 1, "steps": 1},
             check={"warmup": 0, "steps": 1},
             tolerance=2e-2 if arm["precision"] == "bf16" else 1e-4,
             rounds=1 if quick else 3,

@@ -107,6 +107,7 @@ def weighted_logprobs(
 
 
 def rows_at_once(device: torch.device) -> int:
+    """Rows whose logits are held at a time on `device`, where nothing else is asked for."""
     return CHUNK if device.type == "cpu" else CHUNK_ON_GPU
 
 
