@@ -15,6 +15,8 @@ from maypole.models.packing import PackedPlan, allowed
 Partial = tuple[torch.Tensor, torch.Tensor]
 """Output (..., d) of attention to some of the keys, and the log of its weights' sum (...)."""
 
+MUCH = 2**18
+"""Numbers of keys from which on they come from memory and not from a cache on CPUs."""
 _ALIGNED = 16
 """Rows of a bias begin at a multiple of so many numbers, as kernels on GPUs want it."""
 
@@ -51,6 +53,23 @@ def explicit(
     total = weights.sum(dim=-1, keepdim=True)
     out = torch.matmul((weights / total.clamp_min(1e-30)).to(v.dtype), v)
     return out, (top + total.log()).squeeze(-1)
+
+
+def in_order(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, bias: torch.Tensor | None
+) -> Partial:
+    """`attend` of few queries to so many keys that reading them is what takes the time: as products of the keys with
+    the queries and of the weights with the values, which read both as they stand in memory."""
+    n, kv, few, d = q.shape
+    keys, values, asked = k.flatten(0, 1), v.flatten(0, 1), q.reshape(n * kv, few, d).transpose(1, 2)
+    scores = torch.bmm(keys, asked).mul_(spec.scaling).transpose(1, 2).reshape(n, kv, few, -1)
+    if bias is not None:
+        scores = scores + bias
+    weights = torch.softmax(scores, dim=-1, dtype=wide_of(scores.dtype))
+    # The largest weight is exp(the largest score - the log of the sum), and never small.
+    logsum = scores.amax(dim=-1).to(weights.dtype) - weights.amax(dim=-1).log()
+    out = torch.bmm(weights.to(values.dtype).flatten(0, 1), values)
+    return out.view(n, kv, few, -1), logsum
 
 
 def together(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from maypole.engine.kv_memory import Holder, Slots
-from maypole.engine.partial_attention import Partial, Seen, attend, bias_of, joined, together, wide_of
+from maypole.engine.partial_attention import MUCH, Partial, Seen, attend, bias_of, in_order, joined, together, wide_of
 from maypole.engine.partial_attention import documents as documents_partly
 from maypole.engine.prefix_cache import Node
 from maypole.models.attention import AttentionSpec
@@ -43,7 +43,7 @@ class _Write:
 class _Decode:
     """One token in some rows of a class. rows: (B,); lengths: (members,) keys of every row read, with the new one.
 
-    `even` says that all of them have as many as the longest.
+    `even` says that all of them have as many as the longest, `steady` that nothing may depend on how many there are.
     """
 
     slots: Slots
@@ -53,6 +53,7 @@ class _Decode:
     longest: int
     joined: bool
     even: bool
+    steady: bool
     masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
 
     def attend(self, query: torch.Tensor, spec: AttentionSpec) -> Partial | torch.Tensor:
@@ -66,8 +67,11 @@ class _Decode:
         # Query heads that share a kv head stand as its rows, so keys are never repeated.
         q = q.reshape(b, k.shape[1], heads // k.shape[1], d)
         mask = self._mask(spec.sliding_window, k.dtype)
+        if q.device.type == "cpu" and spec.softcap is None and not self.steady and k.numel() >= MUCH:
+            out, logsum = in_order(q, k, v, spec, mask)
+            out, logsum = out.reshape(b, heads, -1), logsum.reshape(b, heads)
         # Left to itself torch would take cuDNN's kernel on GPUs, which is compiled anew for every length.
-        if self.joined or spec.softcap is not None or q.device.type == "cuda":
+        elif self.joined or spec.softcap is not None or q.device.type == "cuda":
             out, logsum = attend(q, k, v, spec, mask)
             out, logsum = out.reshape(b, heads, -1), logsum.reshape(b, heads)
         else:
@@ -274,7 +278,7 @@ def step_plan(pieces: Sequence[Piece], device: torch.device, *, whole_rows: bool
             partial = any(pieces[i].holder.node is not None for i in ones)
             even = not whole_rows and bool((lengths == longest).all())
             at = _tokens(starts[ones], device)
-            decodes.append(_Decode(slots, at, tensor(row), lengths, longest, partial, even))
+            decodes.append(_Decode(slots, at, tensor(row), lengths, longest, partial, even, whole_rows))
     whole = None
     if fresh:
         plan = documents(counts[fresh].tolist()).to(device)
