@@ -17,6 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from maypole.engine.moved_weights import MovedWeights
+from maypole.models.products import agrees
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 """(..., d_in) -> (..., d_out)"""
@@ -97,7 +98,7 @@ def repacked(
     """
     if weight.device.type == "cuda" and several:
         return Repacked(weight.detach(), None if bias is None else bias.detach(), None, weight.shape[1])
-    if weight.device.type != "cpu" or not _agrees(weight.dtype):
+    if weight.device.type != "cpu" or not agrees(weight.dtype):
         return None
     with torch.no_grad():
         plain, bias = weight.detach(), None if bias is None else bias.detach()
@@ -124,24 +125,3 @@ def _bias(layers: Any) -> torch.Tensor | None:
 def _unpacked(product: Repacked, rows: slice, transposed: bool) -> torch.Tensor:
     weight = product.packed.to_dense()[rows]
     return (weight.t() if transposed else weight).contiguous()
-
-
-@functools.cache
-def _agrees(dtype: torch.dtype) -> bool:
-    """Whether this torch has the product and it is right, tried on random numbers."""
-    if dtype not in (torch.float32, torch.bfloat16) or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    draw = torch.Generator().manual_seed(0)
-    weight, bias = (torch.randn(*shape, generator=draw).to(dtype) for shape in ((33, 17), (33,)))
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        for shape in ((1, 17), (5, 17), (2, 3, 17)):
-            x = torch.randn(*shape, generator=draw).to(dtype)
-            found = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-            wanted = F.linear(x.double(), weight.double(), bias.double())
-            near = 1e-5 if dtype == torch.float32 else 2e-2
-            if not torch.allclose(found.double(), wanted, rtol=near, atol=near):
-                return False
-    except (RuntimeError, AttributeError, TypeError):
-        return False
-    return True

@@ -67,7 +67,8 @@ class _Decode:
         # Query heads that share a kv head stand as its rows, so keys are never repeated.
         q = q.reshape(b, k.shape[1], heads // k.shape[1], d)
         mask = self._mask(spec.sliding_window, k.dtype)
-        if q.device.type == "cpu" and spec.softcap is None and not self.steady and k.numel() >= MUCH:
+        # With several threads the kernel's last bits depend on how many rows there are; those of products do not.
+        if q.device.type == "cpu" and spec.softcap is None and (self.steady or k.numel() >= MUCH):
             out, logsum = in_order(q, k, v, spec, mask)
             out, logsum = out.reshape(b, heads, -1), logsum.reshape(b, heads)
         # Left to itself torch would take cuDNN's kernel on GPUs, which is compiled anew for every length.

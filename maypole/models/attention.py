@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
 from maypole.core.errors import MaypoleError, UnsupportedModel
+from maypole.models.products import fast_products
 
 NAME = "maypole"
 
@@ -156,14 +157,18 @@ def check_supported(model: nn.Module) -> None:
 
 @contextmanager
 def packed_execution(model: nn.Module) -> Iterator[None]:
-    """Run `model` through "maypole" attention; restored on the way out. A missing plan raises inside."""
+    """Run `model` through "maypole" attention and by `fast_products`; restored on the way out.
+
+    A missing plan raises inside.
+    """
     check_supported(model)
     plain = "sdpa" if getattr(causal_lm(model), "_supports_sdpa", False) else "eager"
     before = [(c, c._attn_implementation, _ours(c)) for c in configs(model)]
     try:
         for config, _, _ in before:
             use_packed(config, plain)
-        yield
+        with fast_products(model):
+            yield
     finally:
         for config, implementation, ours in before:
             config._attn_implementation = implementation

@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 from maypole.models.attention import causal_lm
+from maypole.models.products import product
 
 CHUNK, CHUNK_ON_GPU = 256, 2048
 """Rows whose logits are held at a time: what a CPU's caches like, and enough to keep a GPU busy."""
+IN_CACHE = 2**18
+"""Logits whose softmax a CPU takes at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,22 +130,17 @@ class _TokenLogprobs(torch.autograd.Function):
             h, w = hidden.to(dtype), weight.to(dtype)
             logps = torch.empty(n, dtype=_at_least_fp32(dtype), device=hidden.device)
             fused = weights is not None and any(ctx.needs_input_grad[:3])
-            grads = _Grads(ctx.needs_input_grad, hidden, weight, bias) if fused else None
+            grads = _Grads(ctx.needs_input_grad, hidden, weight, bias, dtype) if fused else None
             for a in range(0, n, chunk):
                 rows = slice(a, min(a + chunk, n))
-                z = _chunk_logits(h[rows], w, bias, scale, softcap)
-                capped = z.clone() if fused and softcap is not None else None
-                target = z.gather(1, targets[rows, None])
-                top = z.amax(dim=1, keepdim=True)
-                z.sub_(top).exp_()
-                norm = z.sum(dim=1, keepdim=True)
-                logps[rows] = (target - top - norm.log()).squeeze(1)
+                z = _capped(product(h[rows], w), bias, scale, softcap)
+                logps[rows] = _logps(z, targets[rows])
                 if grads is not None and weights is not None:
-                    grads.add(rows, z, norm, targets[rows], weights[rows], h[rows], w, capped, scale, softcap)
+                    grads.add(rows, z, targets[rows], logps[rows], weights[rows], h[rows], w, scale, softcap)
             if grads is not None:
                 ctx.save_for_backward(*grads.tensors())
             elif weights is None:
-                ctx.save_for_backward(hidden, weight, bias, targets)
+                ctx.save_for_backward(hidden, weight, bias, targets, logps)
         ctx.settings = (softcap, scale, chunk, dtype, fused)
         total: torch.Tensor | None = None
         if weights is not None:
@@ -158,17 +156,14 @@ class _TokenLogprobs(torch.autograd.Function):
             dh, dw, db = ctx.saved_tensors
             grads = [None if g is None else g * upstream_total.to(g.dtype) for g in (dh, dw, db)]
             return (*grads, None, None, None, None, None)
-        hidden, weight, bias, targets = ctx.saved_tensors
-        grads = _Grads(ctx.needs_input_grad, hidden, weight, bias)
+        hidden, weight, bias, targets, logps = ctx.saved_tensors
+        grads = _Grads(ctx.needs_input_grad, hidden, weight, bias, dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(dtype), weight.to(dtype)
             for a in range(0, hidden.shape[0], chunk):
                 rows = slice(a, min(a + chunk, hidden.shape[0]))
-                z = _chunk_logits(h[rows], w, bias, scale, softcap)
-                capped = z.clone() if softcap is not None else None
-                z.sub_(z.amax(dim=1, keepdim=True)).exp_()
-                total = z.sum(dim=1, keepdim=True)
-                grads.add(rows, z, total, targets[rows], upstream[rows], h[rows], w, capped, scale, softcap)
+                z = _capped(product(h[rows], w), bias, scale, softcap)
+                grads.add(rows, z, targets[rows], logps[rows], upstream[rows], h[rows], w, scale, softcap)
         return (*grads.tensors(), None, None, None, None, None)
 
 
@@ -176,11 +171,14 @@ def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _chunk_logits(h, w, bias, scale, softcap):
-    return _finished(h @ w.t(), bias, scale, softcap)
-
-
 def _finished(z, bias, scale, softcap):
+    return _capped(z, bias, scale, softcap).to(_at_least_fp32(z.dtype))
+
+
+def _capped(z, bias, scale, softcap):
+    """As they are where nothing is done to them, or else in fp32."""
+    if bias is None and scale == 1.0 and softcap is None:
+        return z
     z = z.to(_at_least_fp32(z.dtype))
     if bias is not None:
         z += bias
@@ -189,37 +187,60 @@ def _finished(z, bias, scale, softcap):
     return z if softcap is None else torch.tanh(z / softcap) * softcap
 
 
-class _Grads:
-    """Gradients of sum(g * log p) with respect to hidden, weight and bias, accumulated chunk by chunk."""
+def _logps(z: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log softmax(z) in fp32 at `targets`, so few rows at a time that they stay in a cache. z: (C, V) -> (C,)."""
+    wide = _at_least_fp32(z.dtype)
+    few = max(1, IN_CACHE // z.shape[1]) if z.device.type == "cpu" else len(z)
+    found = [
+        torch.log_softmax(part, dim=1, dtype=wide).gather(1, targets[a : a + few, None])
+        for a, part in zip(range(0, len(z), few), z.split(few))
+    ]
+    return torch.cat(found).squeeze(1)
 
-    def __init__(self, needs: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+
+class _Grads:
+    """Gradients of sum(g * log p) with respect to hidden, weight and bias, accumulated chunk by chunk.
+
+    With E = softmax(z) - onehot(target) those are -g E W, -E^T (g h) and -E^T g: no (C, V) is multiplied by g.
+    """
+
+    def __init__(
+        self,
+        needs: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
         wide = _at_least_fp32(weight.dtype)
         self.hidden = torch.empty_like(hidden) if needs[0] else None
-        self.weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
+        # In fp32 the product that has fewer rows is the faster one on CPUs, and its sum is turned round.
+        self.turned = dtype == torch.float32 and weight.device.type == "cpu" and weight.shape[0] > weight.shape[1]
+        layout = weight.t() if self.turned else weight
+        self.weight = torch.zeros_like(layout, dtype=wide, memory_format=torch.contiguous_format) if needs[1] else None
         self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
         self.dtypes = (weight.dtype, bias.dtype if bias is not None else None)
 
-    def add(self, rows, exp, total, targets, g, h, w, capped, scale, softcap) -> None:
-        """exp: (C, V) = exp(z - max), overwritten; total: its row sums; g: (C,) = dLoss/dlogp."""
-        g = g.to(exp.dtype)[:, None]
-        dz = exp.mul_(-g / total)
-        dz.scatter_add_(1, targets[:, None], g)
-        if capped is not None:
-            dz.mul_(1.0 - (capped / softcap) ** 2)
+    def add(self, rows, z, targets, logps, g, h, w, scale, softcap) -> None:
+        """z: (C, V), targets, logps and g = dLoss/dlogp: (C,), h: (C, d), w: (V, d)."""
+        minus = -g.to(logps.dtype)[:, None]
+        error = torch.softmax(z, dim=1)
+        # The target's own error is 1 - p, which rounding would leave nothing of where p is almost 1.
+        error[torch.arange(len(targets), device=z.device), targets] = torch.expm1(logps).to(error.dtype)
+        if softcap is not None:
+            error.mul_(1.0 - (z / softcap) ** 2)
         if scale != 1.0:
-            dz.mul_(scale)
+            error.mul_(scale)
         if self.bias is not None:
-            self.bias += dz.sum(0)
-        dz = dz.to(w.dtype)
+            self.bias += (error * minus).sum(0)
+        error = error.to(w.dtype)
         if self.hidden is not None:
-            self.hidden[rows] = (dz @ w).to(self.hidden.dtype)
+            self.hidden[rows] = minus * product(error, w.t())
         if self.weight is not None:
-            if self.weight.dtype == dz.dtype:
-                self.weight.addmm_(dz.t(), h)
-            else:
-                self.weight += dz.t() @ h
+            pushed = (minus * h).to(h.dtype)
+            self.weight += product(pushed.t(), error.t()) if self.turned else product(error.t(), pushed.t())
 
     def tensors(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        weight = None if self.weight is None else self.weight.to(self.dtypes[0])
+        weight = None if self.weight is None else (self.weight.t() if self.turned else self.weight).to(self.dtypes[0])
         bias = None if self.bias is None else self.bias.to(self.dtypes[1])
         return self.hidden, weight, bias

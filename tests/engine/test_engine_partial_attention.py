@@ -44,6 +44,19 @@ def test_hidden_keys_do_not_count_however_many_there_are(device: torch.device, b
         assert torch.allclose(logsum[i : i + 1], wanted[1], atol=1e-5)
 
 
+@pytest.mark.parametrize(("heads", "kv"), [(4, 4), (6, 2), (4, 1)])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_keys_read_in_order_are_attended_to_as_by_the_kernel(heads: int, kv: int, hidden: bool):
+    spec = AttentionSpec(layer=0, scaling=0.3)
+    q = drawn(5, kv, heads // kv, 16, device=DEVICES[0])
+    k, v = (drawn(5, kv, 64, 16, device=DEVICES[0], seed=i)[:, :, :50] for i in (1, 2))
+    ends = torch.tensor([50, 1, 17, 3, 49])
+    seen = torch.arange(50) < ends[:, None]
+    bias = partial.bias_of(seen, q.dtype)[:, None, None] if hidden else None
+    for found, wanted in zip(partial.in_order(q, k, v, spec, bias), partial.explicit(q, k, v, spec, bias)):
+        assert torch.allclose(found, wanted, atol=1e-5)
+
+
 def test_who_sees_no_key_adds_nothing():
     spec = AttentionSpec(layer=0, scaling=0.3)
     q, k = drawn(2, 2, 8, device=DEVICES[0]), drawn(2, 5, 8, device=DEVICES[0], seed=1)

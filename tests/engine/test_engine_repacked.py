@@ -53,7 +53,7 @@ def test_an_engine_without_the_product_says_the_same(family: str, monkeypatch: p
     requests = [Request([5, 6, 7, 8 + i], GREEDY) for i in range(3)]
     wanted = Engine(lm).generate(requests)
     none = Engine(lm, EngineConfig(repack_bytes=0))
-    monkeypatch.setattr(packing, "_agrees", lambda dtype: False)
+    monkeypatch.setattr(packing, "agrees", lambda dtype: False)
     missing = Engine(lm)
     assert (none.stats()["repacked_bytes"], missing.stats()["repacked_bytes"]) == (0, 0)
     for engine in (none, missing):

@@ -1,14 +1,15 @@
 """Whatever the schedule (chunks, shared prefixes, company, making way, leaving early), a sequence says the same."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maypole.engine import Engine, EngineConfig, Request, Sampling, scheduler
+from maypole.engine import Engine, EngineConfig, Request, Sampling, scheduler, step_plan
 from tests.engine.engine_fixtures import check, hf_greedy, hf_logprobs, lm_of, random_ids, with_adapters
 from tests.tiny_models import FAMILIES
 
@@ -176,8 +177,18 @@ def test_random_schedules_lose_nothing_and_change_nothing(data: st.DataObject):
     assert engine.stats()["kv_tokens"] == 0
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_deterministic_numbers_are_the_same_to_the_bit_in_any_company(family: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_deterministic_numbers_are_the_same_to_the_bit_in_any_company(
+    family: str, threads: int, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(scheduler, "AHEAD", 32)  # so that they grow out of their rows
     lm = lm_of(family)
     per_token = Engine(lm)._generator().memory.bytes_per_token
@@ -196,3 +207,16 @@ def test_deterministic_numbers_are_the_same_to_the_bit_in_any_company(family: st
         found = engine.generate(requests[::order])[::order]
         assert [(o.token_ids, o.logprobs) for o in found] == wanted
     assert engine.stats()["preemptions"] > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+def test_keys_read_in_order_give_the_same_tokens(family: str, monkeypatch: pytest.MonkeyPatch):
+    lm = lm_of(family)
+    begin = random_ids([40])[0]
+    prompts = [*random_ids([5, 30, 17]), *([*begin, *ids] for ids in random_ids([3, 9]))]
+    requests = [Request(p, Sampling(max_tokens=30, temperature=0.0, ignore_eos=True)) for p in prompts]
+    wanted = Engine(lm).generate(requests)
+    monkeypatch.setattr(step_plan, "MUCH", 0)
+    for found, one in zip(Engine(lm).generate(requests), wanted):
+        assert found.token_ids == one.token_ids
+        assert found.logprobs == pytest.approx(one.logprobs, abs=1e-5)
