@@ -56,20 +56,22 @@ def explicit(
 
 
 def in_order(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, bias: torch.Tensor | None
-) -> Partial:
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, bias: torch.Tensor | None, *, partly: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`attend` of few queries to so many keys that reading them is what takes the time: as products of the keys with
-    the queries and of the weights with the values, which read both as they stand in memory."""
+    the queries and of the weights with the values, which read both as they stand in memory.
+
+    The log of the weights' sum only where these are part of the keys.
+    """
     n, kv, few, d = q.shape
     keys, values, asked = k.flatten(0, 1), v.flatten(0, 1), q.reshape(n * kv, few, d).transpose(1, 2)
     scores = torch.bmm(keys, asked).mul_(spec.scaling).transpose(1, 2).reshape(n, kv, few, -1)
     if bias is not None:
         scores = scores + bias
     weights = torch.softmax(scores, dim=-1, dtype=wide_of(scores.dtype))
+    out = torch.bmm(weights.to(values.dtype).flatten(0, 1), values).view(n, kv, few, -1)
     # The largest weight is exp(the largest score - the log of the sum), and never small.
-    logsum = scores.amax(dim=-1).to(weights.dtype) - weights.amax(dim=-1).log()
-    out = torch.bmm(weights.to(values.dtype).flatten(0, 1), values)
-    return out.view(n, kv, few, -1), logsum
+    return out, scores.amax(dim=-1).to(weights.dtype) - weights.amax(dim=-1).log() if partly else None
 
 
 def together(

@@ -69,15 +69,14 @@ class _Decode:
         mask = self._mask(spec.sliding_window, k.dtype)
         # With several threads the kernel's last bits depend on how many rows there are; those of products do not.
         if q.device.type == "cpu" and spec.softcap is None and (self.steady or k.numel() >= MUCH):
-            out, logsum = in_order(q, k, v, spec, mask)
-            out, logsum = out.reshape(b, heads, -1), logsum.reshape(b, heads)
+            out, logsum = in_order(q, k, v, spec, mask, partly=self.joined)
         # Left to itself torch would take cuDNN's kernel on GPUs, which is compiled anew for every length.
         elif self.joined or spec.softcap is not None or q.device.type == "cuda":
             out, logsum = attend(q, k, v, spec, mask)
-            out, logsum = out.reshape(b, heads, -1), logsum.reshape(b, heads)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scaling).reshape(b, heads, -1)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scaling)
             logsum = None
+        out, logsum = out.reshape(b, heads, -1), None if logsum is None else logsum.reshape(b, heads)
         if len(self.rows) < members:
             out = out.index_select(0, self.rows)
             logsum = None if logsum is None else logsum.index_select(0, self.rows)

@@ -53,8 +53,12 @@ def test_keys_read_in_order_are_attended_to_as_by_the_kernel(heads: int, kv: int
     ends = torch.tensor([50, 1, 17, 3, 49])
     seen = torch.arange(50) < ends[:, None]
     bias = partial.bias_of(seen, q.dtype)[:, None, None] if hidden else None
-    for found, wanted in zip(partial.in_order(q, k, v, spec, bias), partial.explicit(q, k, v, spec, bias)):
-        assert torch.allclose(found, wanted, atol=1e-5)
+    wanted, sums = partial.explicit(q, k, v, spec, bias)
+    out, logsum = partial.in_order(q, k, v, spec, bias, partly=True)
+    assert torch.allclose(out, wanted, atol=1e-5)
+    assert logsum is not None
+    assert torch.allclose(logsum, sums, atol=1e-5)
+    assert torch.equal(partial.in_order(q, k, v, spec, bias, partly=False)[0], out)
 
 
 def test_who_sees_no_key_adds_nothing():
