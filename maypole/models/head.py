@@ -16,8 +16,8 @@ from maypole.models.products import product
 
 CHUNK, CHUNK_ON_GPU = 256, 2048
 """Rows whose logits are held at a time: what a CPU's caches like, and enough to keep a GPU busy."""
-IN_CACHE = 2**18
-"""Logits whose softmax a CPU takes at a time."""
+AT_ONCE, AT_ONCE_ON_GPU = 2**18, 2**26
+"""Logits that are held in fp32 at a time: what stays in a CPU's cache, and enough to keep a GPU busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +188,9 @@ def _capped(z, bias, scale, softcap):
 
 
 def _logps(z: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """log softmax(z) in fp32 at `targets`, so few rows at a time that they stay in a cache. z: (C, V) -> (C,)."""
+    """log softmax(z) in fp32 at `targets`, a few rows at a time. z: (C, V) -> (C,)."""
     wide = _at_least_fp32(z.dtype)
-    few = max(1, IN_CACHE // z.shape[1]) if z.device.type == "cpu" else len(z)
+    few = max(1, (AT_ONCE if z.device.type == "cpu" else AT_ONCE_ON_GPU) // z.shape[1])
     found = [
         torch.log_softmax(part, dim=1, dtype=wide).gather(1, targets[a : a + few, None])
         for a, part in zip(range(0, len(z), few), z.split(few))

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from maypole.models import head
 from maypole.models.head import head_of, token_logprobs, weighted_logprobs
 from tests.tiny_models import model_of
 
@@ -108,3 +109,34 @@ def test_a_lora_on_the_head_is_part_of_its_weight_and_gets_its_gradient():
     loras = [p for n, p in model.named_parameters() if "lora_" in n]
     for a, b in zip(torch.autograd.grad(want.sum(), loras), torch.autograd.grad(got.sum(), loras)):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_a_few_rows_at_a_time_are_all_of_them(monkeypatch: pytest.MonkeyPatch):
+    hidden, weight, bias, targets, _ = _data(20, 6, 11)
+    want = _reference(hidden, weight, bias, targets, None, 1.0)
+    for numbers in (1, 11, 35, 10_000):
+        monkeypatch.setattr(head, "AT_ONCE", numbers)
+        got = token_logprobs(hidden, weight, targets, bias=bias, chunk=8)
+        torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("vocabulary", [9, 500])
+def test_gradients_in_fp32_are_those_of_double_precision(vocabulary: int):
+    hidden, weight, _, targets, weights = _data(300, 64, vocabulary)
+    want = torch.autograd.grad((_reference(hidden, weight, None, targets, None, 1.0) * weights).sum(), (hidden, weight))
+    single = [t.detach().float().requires_grad_() for t in (hidden, weight)]
+    got = torch.autograd.grad((token_logprobs(*single, targets) * weights.float()).sum(), single)
+    for g, w in zip(got, want):
+        assert g.shape == w.shape
+        assert (g - w).abs().max() < 1e-5 * w.abs().max()
+
+
+def test_in_bf16_the_gradient_of_a_target_that_is_almost_certain_is_not_rounded_away():
+    hidden, weight, targets = torch.zeros(1, 4), torch.zeros(3, 4), torch.tensor([1])
+    hidden[0, 0], weight[1, 0] = 4.0, 1.75  # p = 0.998
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+    want = torch.autograd.grad(_reference(hidden, weight, None, targets, None, 1.0).sum(), (hidden, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        logps = token_logprobs(hidden, weight, targets)
+    for g, w in zip(torch.autograd.grad(logps.sum(), (hidden, weight)), want):
+        assert (g - w).abs().max() < 0.01 * w.abs().max()
