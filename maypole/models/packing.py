@@ -86,17 +86,17 @@ class PackedPlan:
     def rows_of(self, query: torch.Tensor, *seen: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
         """Tensors (tokens, …) as (rows, length, …), group by group: gathered, or where `identity` as they stand.
 
-        Of `query` only what asks: (rows, Q, …) where that is the ends of rows.
+        Of `query` only what asks: (rows, Q, …) where that is the ends of rows. All groups are gathered at once, so that
+        a gradient is scattered once too.
         """
-        begin = 0
-        for group in self.groups:
-            end = begin + group.slots.numel()
-            if self.identity:
-                yield tuple(x[begin:end].unflatten(0, group.shape) for x in (query, *seen))
-            else:
-                asking = group.slots if group.asking is None else group.asking
-                yield _gathered(query, asking), *(_gathered(x, group.slots) for x in seen)
-            begin = end
+        asking = [group.slots if group.asking is None else group.asking for group in self.groups]
+        slots = [group.slots for group in self.groups]
+        return zip(self._parts(query, asking), *(self._parts(x, slots) for x in seen))
+
+    def _parts(self, x: torch.Tensor, slots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        gathered = x if self.identity else x.index_select(0, torch.cat([some.reshape(-1) for some in slots]))
+        parts = gathered.split([some.numel() for some in slots])
+        return [part.unflatten(0, tuple(some.shape)) for part, some in zip(parts, slots)]
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
         """query: (tokens, heads, d); key, value: (tokens, kv_heads, d) -> (tokens, heads, d)."""
@@ -110,10 +110,6 @@ class PackedPlan:
         outs = [out.reshape(-1, heads, d) for out in outs]
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
         return out if self.identity else out.index_select(0, self.inverse)
-
-
-def _gathered(x: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    return x.index_select(0, slots.reshape(-1)).unflatten(0, tuple(slots.shape))
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
