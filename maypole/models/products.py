@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-_WORTH = 2**20
-"""Multiply-adds from which on oneDNN's own preparations are paid for."""
+_WORTH = 2**14
+"""Numbers of a weight from which on oneDNN's own preparations are paid for; rows do not count, so that the numbers of
+a row do not depend on how many there are."""
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def _serves(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and x.numel() * weight.shape[0] >= _WORTH
+        and weight.numel() >= _WORTH
         and type(weight) in (torch.Tensor, nn.Parameter)
         and agrees(torch.float32)
     )
