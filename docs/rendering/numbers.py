@@ -80,7 +80,7 @@ def _busy(machine: dict[str, Any]) -> str:
 
 def _case(case: dict[str, Any]) -> tuple[str, ...]:
     memory = " / ".join(f"{size / 1e9:.2f}" for size in case.get("peak_rss_bytes", {}).values())
-    wanted = [] if case["target"] is None else [f"{case['target']:g}"]
+    wanted = [] if case["target"] is None else [f"{case['target']:.3g}"]
     wanted += [f"at most {case['at_most']:g}"] if case.get("at_most") else []
     wanted += [f"{case['most_bytes'] / 1e9:g} GB"] if case.get("most_bytes") else []
     target = ", ".join(wanted) + (" (missed)" if wanted and not case["met"] else "")

@@ -93,11 +93,13 @@ def test_every_answer_is_what_the_sdks_types_say(engine: Engine):
         ("/v1/completions", text, openai.types.Completion),
         ("/v1/embeddings", {"model": "tiny", "input": ["a", "b"]}, openai.types.CreateEmbeddingResponse),
     ):
-        kind.model_validate_json(call(app, "POST", path, json=body).content, strict=True)
-    for event in events_of(app, "/v1/chat/completions", {**chat, "stream_options": {"include_usage": True}}):
-        openai.types.chat.ChatCompletionChunk.model_validate_json(json.dumps(event), strict=True)
-    for card in call(app, "GET", "/v1/models").json()["data"]:
-        openai.types.Model.model_validate(card, strict=True)
+        assert kind.model_validate_json(call(app, "POST", path, json=body).content, strict=True).model == "tiny"
+    events = events_of(app, "/v1/chat/completions", {**chat, "stream_options": {"include_usage": True}})
+    chunks = [openai.types.chat.ChatCompletionChunk.model_validate_json(json.dumps(e), strict=True) for e in events]
+    assert {choice.index for chunk in chunks for choice in chunk.choices} == {0, 1}
+    assert chunks[-1].usage is not None
+    cards = call(app, "GET", "/v1/models").json()["data"]
+    assert "tiny" in [openai.types.Model.model_validate(card, strict=True).id for card in cards]
 
 
 def test_the_sdk_recognises_errors(client: openai.OpenAI, url: str):
