@@ -20,6 +20,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from maypole.core.errors import UserError
 
+KEEP_ALIVE = 75
+"""Seconds for which an idle connection is kept: longer than clients (httpx 5, aiohttp 15) and load balancers (60) keep
+theirs, so that no request is sent on a connection that is being closed."""
+
 
 class Server(uvicorn.Server):
     """The first SIGTERM or SIGINT refuses what is new and waits `drain` seconds for the rest, which are then given up;
@@ -95,7 +99,7 @@ def config_of(app: FastAPI, *, host: str, port: int, header_timeout: float = 30.
     protocol = type("Protocol", (Protocol,), {"header_timeout": header_timeout})
     return uvicorn.Config(
         app, host=host, port=port, http=protocol, ws="none", loop="asyncio", log_config=None, access_log=False,
-        lifespan="off", server_header=False,
+        lifespan="off", server_header=False, timeout_keep_alive=KEEP_ALIVE,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from maypole.engine import Engine, EngineConfig, Request, Sampling
 from maypole.serve.guard import Limits
+from maypole.serve.running import config_of
 from tests.engine.engine_fixtures import lm_of
 from tests.serve.serve_fixtures import app_of, call, running, wait_for
 
@@ -194,6 +195,12 @@ def test_a_storm_of_clients_that_leave_at_any_moment_leaves_nothing_behind():
         asyncio.run(storm(url))
         stats = engine.stats()
     assert (stats["running"], stats["waiting"], stats["kv_tokens"]) == (0, 0, 0)
+
+
+def test_an_idle_connection_is_kept_longer_than_clients_keep_theirs():
+    kept = httpx.Limits().keepalive_expiry
+    assert kept is not None
+    assert config_of(app_of(), host="127.0.0.1", port=0).timeout_keep_alive > kept
 
 
 def test_a_client_that_does_not_say_what_it_wants_is_not_waited_for():
