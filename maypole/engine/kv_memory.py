@@ -103,6 +103,18 @@ class KVMemory:
         self._attach(holder, node)
         holder.base = holder.held = 0 if node is None else node.end
 
+    def bring(self, holder: Holder, node: Node) -> None:
+        """Copy what `node` and the runs before it hold after the base of `holder` into its row, which is empty."""
+        layers = _slots(holder).layers
+        for run in node.chain():
+            if run.end <= holder.base:
+                break
+            at = slice(run.start - holder.base, run.end - holder.base)
+            for n, tensors in layers.items():
+                for own, known in zip(tensors, run.layers[n]):
+                    own[holder.row, :, at] = known
+        holder.held = node.end
+
     def lean(self, holder: Holder, node: Node, tokens: int) -> None:
         """Let `holder` read from `node` what it has in its row too; its row is for the `tokens` after that from now."""
         slots, row, held = _slots(holder), holder.row, holder.held - node.end
@@ -123,6 +135,10 @@ class KVMemory:
         at = slice(begin - holder.base, end - holder.base)
         layers = _slots(holder).layers
         return {n: (k[holder.row, :, at].clone(), v[holder.row, :, at].clone()) for n, (k, v) in layers.items()}
+
+    def spare(self, tokens: int) -> bool:
+        """Whether a row for `tokens` fits without anything making way."""
+        return self.bytes + self.length_for(tokens) * self.bytes_per_token <= self.max_bytes
 
     def room(self, size: int) -> bool:
         """Whether `size` more bytes fit; what nobody uses makes way, the least lately used first."""

@@ -7,6 +7,7 @@ short the youngest makes way and starts again later, with what it has said so fa
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -267,18 +268,40 @@ class Scheduler:
             if sequence.started is None:
                 sequence.started = time.monotonic()
             if not sequence.generated:
-                sequence.cached = sequence.base
+                sequence.cached = sequence.held
                 if sequence.target is not None:
                     self.adapters.started(sequence.target)
             budget = self._read(sequence, budget, pieces)
 
     def _placed(self, sequence: Sequence, known: Node | None) -> bool:
-        """Give `sequence` a row for what comes after `known`; False, and nothing changed, where there is no room."""
-        self.memory.begin_at(sequence, known)
-        if self.memory.place(sequence, _room(sequence, sequence.base)):
+        """Give `sequence` a row for what comes after `known`; False, and nothing changed, where there is no room.
+
+        What nobody at work reads of `known` is copied into the row while there is plenty of room: attention to it is
+        then that to the row, and need not be joined to it at every token.
+        """
+        memory, shared = self.memory, self._shared(known)
+        base = 0 if shared is None else shared.end
+        if known is not shared and known is not None and memory.spare(_room(sequence, base)):
+            memory.begin_at(sequence, shared)
+            if memory.place(sequence, _room(sequence, base), self._others(sequence, base)):
+                memory.bring(sequence, known)
+                return True
+        memory.begin_at(sequence, known)
+        if memory.place(sequence, _room(sequence, sequence.base), self._others(sequence, sequence.base)):
             return True
-        self.memory.begin_at(sequence, None)
+        memory.begin_at(sequence, None)
         return False
+
+    def _others(self, sequence: Sequence, base: int) -> int:
+        """How many of the first who wait, as many as may run too, would have rows of the same class."""
+        length = self.memory.length_for(_room(sequence, base))
+        soon = islice(self.waiting, self.bounds.max_seqs - len(self.running))
+        return sum(s is not sequence and self.memory.length_for(_room(s, base)) == length for s in soon)
+
+    def _shared(self, known: Node | None) -> Node | None:
+        """The last run up to `known` that somebody at work reads."""
+        read = {node for s in self.running if s.node is not None for node in s.node.chain()}
+        return next((node for node in known.chain() if node in read), None) if known is not None else None
 
     def _soon_known(self, sequence: Sequence, starting: list[Sequence]) -> bool:
         """Whether somebody is just reading what this one begins with, so that waiting a step saves reading it twice."""
@@ -288,7 +311,7 @@ class Scheduler:
         for other in [*starting, *(s for s in self.running if s.length - s.held > 1)]:
             if other.sharing == sequence.sharing:
                 shared = min(shared_length(other.prompt, ids), len(ids) - 1)
-                if shared >= LEAST and shared > other.base:
+                if shared >= LEAST and shared > other.held:
                     return True
         return False
 
@@ -301,14 +324,21 @@ class Scheduler:
         alike = [other for other in self.running if other.sharing == sequence.sharing]
         shared = [min(shared_length(other.prompt, ids), other.held, limit) for other in alike]
         longest = max(shared, default=0)
-        if longest < (0 if known is None else known.end) + LEAST:
-            return known
-        other = alike[shared.index(longest)]
-        node = self._keep(other, longest)
-        if node is None:
-            return known
-        self.memory.lean(other, node, _room(other, node.end))
-        return node
+        if longest >= (0 if known is None else known.end) + LEAST:
+            known = self._keep(alike[shared.index(longest)], longest) or known
+        if known is not None:
+            for other, common in zip(alike, shared):
+                self._lean(other, known, common)
+        return known
+
+    def _lean(self, other: Sequence, known: Node, common: int) -> None:
+        """Let a running sequence read from the cache what it has of the first `common` tokens of `known` in its row."""
+        common = min(common, known.end)
+        if common < other.base + LEAST:
+            return
+        node = self.memory.prefixes.match(other.sharing, other.tokens(0, common), common)
+        if node is not None and node.end >= other.base + LEAST:
+            self.memory.lean(other, node, _room(other, node.end))
 
     def _keep(self, sequence: Sequence, end: int) -> Node | None:
         """Put the first `end` tokens of a running sequence into the cache where they are not, if there is room.

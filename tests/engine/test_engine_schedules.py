@@ -131,6 +131,43 @@ def test_who_read_a_shared_beginning_first_reads_it_from_the_cache_too(shared: i
     assert all(found == ({shared}, 128) for found in seen)
 
 
+def _conversations(engine: Engine) -> list[Request]:
+    """Two that began alike (30 tokens) and have said something since, each with a further turn of 30 tokens to come."""
+    trunk, *histories = random_ids([30, 40, 50], seed=5)
+    turns = [trunk + history for history in histories]
+    answers = [engine.generate([Request(turn, GREEDY)])[0].token_ids for turn in turns]
+    long = Sampling(max_tokens=30, temperature=0.0, ignore_eos=True)
+    return [Request(turn + answer + [7, 8], long) for turn, answer in zip(turns, answers)]
+
+
+def test_what_nobody_else_reads_of_a_known_beginning_is_copied_into_the_row():
+    lm = lm_of()
+    engine = Engine(lm)
+    requests = _conversations(engine)
+    bases = []
+
+    def look(step: int, made: list[Any]) -> None:
+        bases.append([(s.base, s.cached) for s in made if s.started is not None and not s.done])
+
+    assert stepped(engine, requests, [0, 5], look) == [said(Engine(lm), [r])[0] for r in requests]
+    assert bases[1] == [(0, 30 + 40 + NEW - 1)]
+    assert [(30, 30 + 40 + NEW - 1), (30, 30 + 50 + NEW - 1)] in bases
+
+
+def test_who_comes_to_a_copied_beginning_reads_it_from_the_cache_together_with_the_first():
+    lm = lm_of()
+    engine = Engine(lm)
+    request = _conversations(engine)[0]
+    bases = []
+
+    def look(step: int, made: list[Any]) -> None:
+        bases.append([s.base for s in made if s.started is not None and not s.done])
+
+    assert stepped(engine, [request, request], [0, 5], look) == said(Engine(lm), [request]) * 2
+    assert bases[1] == [0]
+    assert bases[7][0] == bases[7][1] >= 30 + 40 + NEW - 1
+
+
 @pytest.mark.parametrize("later", [1, 7], ids=["while it is read", "while it is answered"])
 def test_a_beginning_that_somebody_at_work_has_read_is_not_read_again(later: int):
     engine = Engine(lm_of())
