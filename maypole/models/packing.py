@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -185,11 +186,38 @@ def _explicit(
             scores.view(n, heads, asking, length).add_(bias)
         elif spec.softcap is not None:
             scores = scores + bias
-        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(v.dtype, torch.float32)).to(v.dtype)
+        weights = _softmax(scores)
         if spec.dropout > 0.0:
             weights = F.dropout(weights, spec.dropout)
         out = torch.bmm(weights, v)
     return out.view(n, kv, fold, asking, -1).permute(0, 3, 1, 2, 4).reshape(n, asking, heads, -1)
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension, added up in fp32 at least, in the type of `scores`."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    if scores.dtype == wide:
+        return torch.softmax(scores, dim=-1)
+    if not (scores.requires_grad and torch.is_grad_enabled()):
+        return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
+    found: Any = _Softmax.apply(scores, wide)
+    return found
+
+
+class _Softmax(torch.autograd.Function):
+    """The same, which keeps nothing that is wide for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+        weights = torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> Any:
+        (weights,) = ctx.saved_tensors
+        return torch.ops.aten._softmax_backward_data(upstream.contiguous(), weights, -1, weights.dtype), None
 
 
 @lru_cache(maxsize=64)

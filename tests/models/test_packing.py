@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from maypole.core.errors import MaypoleError, UnsupportedModel
-from maypole.models.attention import MissingPlan, attention_plan, configs, packed_execution
+from maypole.models.attention import AttentionSpec, MissingPlan, attention_plan, configs, packed_execution
 from maypole.models.forward import packed_hidden, self_test
 from maypole.models.head import head_of
-from maypole.models.packing import documents, pack_rows
+from maypole.models.packing import causal_attention, documents, pack_rows
 from tests.tiny_models import FAMILIES, VOCABULARY, model_of
 
 LENGTHS = [9, 1, 30, 4, 12, 300]
@@ -105,6 +105,26 @@ def test_other_documents_never_change_a_document(family: str):
     assert torch.equal(before[:20], after[:20])
     assert torch.equal(before[53:], after[53:])
     assert not torch.allclose(before[20:53], after[20:53])
+
+
+def test_attention_in_bf16_keeps_its_weights_in_bf16_alone_and_has_the_gradients_of_wider_numbers():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 50, 4, 16), (2, 50, 2, 16), (2, 50, 2, 16)]
+    wide = [torch.randn(shape, generator=generator, dtype=torch.float64).bfloat16() for shape in shapes]
+    weight = torch.randn(shapes[0], generator=generator, dtype=torch.float64)
+    held: list[torch.Tensor] = []
+
+    def gradients(dtype: torch.dtype) -> list[torch.Tensor]:
+        given = [x.to(dtype, copy=True).requires_grad_(True) for x in wide]
+        out = causal_attention(*given, AttentionSpec(layer=0, scaling=0.25))
+        (out * weight.to(dtype)).sum().backward()
+        return [x.grad.double() for x in given if x.grad is not None]
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x) or x, lambda x: x):
+        found = gradients(torch.bfloat16)
+    assert {x.dtype for x in held} == {torch.bfloat16}
+    for ours, exact in zip(found, gradients(torch.float64), strict=True):
+        assert float((ours - exact).norm() / exact.norm()) < 1e-2
 
 
 def test_positions_restart_with_every_document_and_run_along_every_path():
