@@ -143,4 +143,4 @@ def peer(lm: LanguageModel, texts: list[str], file: Path, arm: Arm) -> tuple[flo
 
 
 if __name__ == "__main__":
-    main("perplexity", cases, measure, peer="transformers")
+    main("perplexity", cases, measure, "transformers")

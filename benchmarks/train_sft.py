@@ -199,4 +199,4 @@ def train_trl(arm: Arm, rows: list[dict[str, list[int]]], watch: Stopwatch, fold
 
 
 if __name__ == "__main__":
-    main("train_sft", cases, measure, peer="trl")
+    main("train_sft", cases, measure, "trl")
