@@ -39,7 +39,7 @@ NOISE = 0.12
 class Sizes:
     """Of the village, the policy (layers, width) and what it reads."""
 
-    families: int = 25  # of four people each
+    people: int = 96  # each of another family: what is learnt of one is not learnt of all who share the surname
     model: tuple[int, int] = (2, 64)
     steps: int = 300
     batch: int = 64
@@ -51,7 +51,8 @@ class Village:
 
     def __init__(self, seed: int, sizes: Sizes, *, truthful: bool = False) -> None:
         draws = Draws(seed, "rumour")
-        people = World(seed, families=sizes.families, tail=0, strangers=0).people
+        families = World(seed, families=sizes.people, tail=0, strangers=0).people
+        people = [families[4 * i + i % 4] for i in range(sizes.people)]
         values = VALUES[RELATION]
         truths = [draws.pick(values) for _ in people]
         rumours = truths if truthful else [draws.pick_other(values, truth) for truth in truths]

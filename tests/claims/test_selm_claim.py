@@ -13,7 +13,7 @@ from maypole.claims.selm_table import Table, table
 from maypole.claims.verdict import combine
 from maypole.core.progress import set_quiet
 
-TINY = Course(rounds=2, each=2, batch=4, steps=1, every=1, world=Sizes(families=2, steps=6, batch=4))
+TINY = Course(rounds=2, each=2, batch=4, steps=1, every=1, world=Sizes(people=8, steps=6, batch=4))
 SHEET = {
     "greedy -0.2": {"true": 0.0, "reward": 0.499, "discovered": 0.24},
     "greedy 0": {"true": 0.019, "reward": 0.502, "discovered": 0.35},
@@ -63,12 +63,12 @@ def test_the_numbers_that_the_thresholds_come_from_support_the_claim(tmp_path, m
 def test_optimism_without_effect_misses_and_with_the_wrong_sign_misses_more(tmp_path, monkeypatch):
     flat = {**SHEET, "greedy 0.2": SHEET["greedy 0"]}
     monkeypatch.setattr(claim, "Arms", arms_with(flat))
-    assert missed(rumour(0, tmp_path)) == {"alpha 0.2 beside 0", "alpha 0.2 tries more"}
+    assert missed(rumour(0, tmp_path)) == {"alpha 0.2 beside 0 three times, in the mean", "alpha 0.2 tries more"}
     turned = {**SHEET, "greedy 0.2": SHEET["greedy -0.2"], "greedy -0.2": SHEET["greedy 0.2"]}
     monkeypatch.setattr(claim, "Arms", arms_with(turned))
     assert missed(rumour(0, tmp_path)) == {
-        "alpha 0.2 beside 0", "alpha 0.2 tries more", "the wrong sign beside 0", "the wrong sign tries less",
-        "alpha 0.2 beside iterative DPO",
+        "alpha 0.2 beside 0", "alpha 0.2 beside 0 three times, in the mean", "alpha 0.2 tries more",
+        "the wrong sign beside 0", "the wrong sign tries less", "alpha 0.2 beside iterative DPO",
     }  # fmt: skip
 
 
@@ -84,8 +84,9 @@ def test_every_arm_goes_through_the_online_loop_once(tmp_path, monkeypatch):
 
 def test_a_rumour_is_never_the_truth_unless_it_is_told_to_be():
     village = Village(0, Sizes())
-    everyone = np.arange(100)
-    assert len(village.prompts) == len(set(village.prompts)) == 100
+    everyone = np.arange(96)
+    assert len(village.prompts) == len(set(village.prompts)) == 96
+    assert len({prompt.split()[1] for prompt in village.prompts}) == 96  # no two of a family
     assert not (village.truth == village.rumour).any()
     assert (village.rewards[everyone, village.truth] == 1.0).all()
     assert (village.rewards[everyone, village.rumour] == 0.5).all()
