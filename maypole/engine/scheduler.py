@@ -327,8 +327,10 @@ class Scheduler:
         if longest >= (0 if known is None else known.end) + LEAST:
             known = self._keep(alike[shared.index(longest)], longest) or known
         if known is not None:
+            known.users += 1  # so that it does not make way for somebody's new row
             for other, common in zip(alike, shared):
                 self._lean(other, known, common)
+            known.users -= 1
         return known
 
     def _lean(self, other: Sequence, known: Node, common: int) -> None:
