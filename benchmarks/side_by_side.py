@@ -164,7 +164,7 @@ def _compare(case: Case, run: Callable[[Case, Arm], Measured]) -> dict[str, Any]
         "apart": apart,
         "tolerance": case.tolerance,
         "checked": dict(zip(("ours", "peer"), checks)) if len(checks[0]) <= CURVE else None,
-        "agreement": round(_agreement(*first, case.tolerance), 4),
+        "agreement": _agreement(*first, case.tolerance),
         "threads": case.threads,
         "peer_settings": {n: round(rate, 1) for n, rate in rates.items()},
         "peak_rss_bytes": memory,
@@ -172,10 +172,10 @@ def _compare(case: Case, run: Callable[[Case, Arm], Measured]) -> dict[str, Any]
     }
 
 
-def _agreement(ours: Mapping[str, float], theirs: Mapping[str, float], tolerance: float) -> float:
-    """The share of the peer's numbers that are ours too in the runs that were measured."""
+def _agreement(ours: Mapping[str, float], theirs: Mapping[str, float], tolerance: float) -> float | None:
+    """The share of the peer's numbers that are ours too in the runs that were measured; None where these have none."""
     same = [abs(ours.get(k, math.inf) - v) <= tolerance * max(abs(v), 1e-12) for k, v in theirs.items()]
-    return sum(same) / max(len(same), 1)
+    return round(sum(same) / len(same), 4) if same else None
 
 
 def _rate(case: Case, run: Measured) -> float:
@@ -211,7 +211,7 @@ def _show(document: Mapping[str, Any]) -> None:
         same = f"{'yes' if case['equal'] else 'NO'} ({case['apart']:.0e})"
         table.add_row(
             case["case"], f"{case['ours']:,.0f}", f"{case['peer']:,.0f}", case["unit"], f"{case['ratio']:.2f}", verdict,
-            same, f"{case['agreement']:.1%}", memory, case["peer_name"],
+            same, "-" if case["agreement"] is None else f"{case['agreement']:.1%}", memory, case["peer_name"],
         )  # fmt: skip
     for name, reason in document["skipped"].items():
         table.add_row(name, "skipped:", reason)

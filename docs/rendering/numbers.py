@@ -60,9 +60,10 @@ def benchmarks() -> str:
         memory = all("peak_rss_bytes" in case for case in found["cases"])
         names += ["GB ours / peer"] if memory else []
         rows = [_case(case)[: len(names)] for case in found["cases"]]
-        if any(case.get("agreement", 1) < 1 for case in found["cases"]):
+        agreements = [case.get("agreement") for case in found["cases"]]
+        if any(share is not None and share < 1 for share in agreements):
             names.append("tokens that agree")
-            rows = [(*row, f"{case['agreement']:.1%}") for row, case in zip(rows, found["cases"])]
+            rows = [(*row, "" if share is None else f"{share:.1%}") for row, share in zip(rows, agreements)]
         numbers = [name for name in names if name not in ("case", "peer", "unit")]
         where = f"`python benchmarks/{found['name']}.py` on {machine}{_busy(found['machine'])}."
         parts += [f"## {found['name']}", "", where, ""]
