@@ -18,7 +18,7 @@ from maypole.align.rlhf_workflow import IterativeDPO
 from maypole.align.selm import DeltaWatch, Selm
 from maypole.align.selm_options import SelmOptions
 from maypole.claims.curve import Curve, Points, points_once
-from maypole.claims.effects import Effect, Part, Rule
+from maypole.claims.effects import Effect, Part
 from maypole.claims.rumour import Exam, Judge, Sizes, Village, base, load_policy
 from maypole.claims.rumour_picture import picture
 from maypole.claims.selm_table import table
@@ -29,9 +29,9 @@ from maypole.train.config import TrainConfig
 STATEMENT = (
     "Where everybody tells a rumour that a judge likes well, online DPO learns to tell it always; with the optimism "
     "term at alpha 0.2 the truth, which the judge likes best and the base says once in a hundred times, is found for "
-    "more people and told more often, three times as often in the mean, at no cost in reward, and with the wrong sign "
-    "less often. So it is with the greedy answer of the round's start; with a drawn one it is told more often than "
-    "without. No two people share a surname, or what is learnt of one would be learnt of a family. Each is "
+    "more people and told at least three times as often, at no cost in reward, and with the wrong sign less often. So "
+    "it is with the greedy answer of the round's start; with a drawn one it is told more often than without. No two "
+    "people share a surname, or what is learnt of one would be learnt of a family. Each is "
     "measured beside its own alpha 0 and beside iterative DPO without ties. Controls: answers stay answers, and where "
     "the rumour is the truth optimism has nothing to find and costs reward. On a table of logits with plain gradient "
     "steps the greedy form works, the drawn one gains less, and alpha 1 destroys the policy. Answers are one token, "
@@ -109,8 +109,6 @@ class Arms:
 
 
 TRUE, REWARD, FOUND = "P(true value)", "expected reward", "people whose true value was tried"
-MEAN: Rule = "mean difference>="
-"""How much is a matter of which few people are found out; the conditions' own rule is about means over seeds."""
 
 
 def rumour(seed: int, workdir: Path, course: Course = Course()) -> list[Effect]:
@@ -124,9 +122,8 @@ def rumour(seed: int, workdir: Path, course: Course = Course()) -> list[Effect]:
     made = [
         Effect("the base tells the rumour", "P(rumour)", arms.before["rumour"], None, 0.8, "ours>=", control=True),
         Effect("the base hardly tells the truth", TRUE, arms.before["true"], None, 0.03, "ours<=", control=True),
-        Effect("alpha 0.2 beside 0", TRUE, some["true"], none["true"], 0.0, "difference>="),
-        Effect("alpha 0.2 beside 0 three times, in the mean", TRUE, some["true"], 3 * none["true"], 0.0, MEAN),
-        Effect("alpha 0.2 costs no reward, in the mean", REWARD, some["reward"], none["reward"], -0.01, MEAN),
+        Effect("alpha 0.2 beside 0", TRUE, some["true"], none["true"], 3.0, "ratio>="),
+        Effect("alpha 0.2 costs no reward", REWARD, some["reward"], none["reward"], -0.01, "difference>="),
         Effect("alpha 0.2 tries more", FOUND, some[tried], none[tried], 0.05, "difference>="),
         Effect("alpha 0.4 beside 0", TRUE, much["true"], none["true"], 0.0, "difference>="),
         Effect("the wrong sign beside 0", TRUE, wrong["true"], none["true"], 0.0, "difference<="),
