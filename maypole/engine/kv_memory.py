@@ -7,7 +7,8 @@ nothing about requests.
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -151,10 +152,8 @@ class KVMemory:
         """Whether `tokens` more fit without `node` making way for them."""
         if node is None:
             return self.room(tokens * self.bytes_per_token)
-        node.users += 1
-        fits = self.room(tokens * self.bytes_per_token)
-        node.users -= 1
-        return fits
+        with kept(node):
+            return self.room(tokens * self.bytes_per_token)
 
     def free(self) -> None:
         """Give all memory back; nobody may run."""
@@ -236,6 +235,16 @@ class KVMemory:
     def _forget(self, slots: Slots) -> None:
         del self.pools[slots.length]
         slots.rows, slots.layers = 0, {}
+
+
+@contextmanager
+def kept(node: Node) -> Iterator[None]:
+    """`node` makes way for nothing inside."""
+    node.users += 1
+    try:
+        yield
+    finally:
+        node.users -= 1
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from maypole.core.errors import UserError
 from maypole.engine.adapter_store import AdapterStore
 from maypole.engine.adapters import Adapter
-from maypole.engine.kv_memory import KVMemory
+from maypole.engine.kv_memory import KVMemory, kept
 from maypole.engine.prefix_cache import LEAST, Node
 from maypole.engine.prefix_tree import shared_length
 from maypole.engine.request import Target
@@ -327,10 +327,9 @@ class Scheduler:
         if longest >= (0 if known is None else known.end) + LEAST:
             known = self._keep(alike[shared.index(longest)], longest) or known
         if known is not None:
-            known.users += 1  # so that it does not make way for somebody's new row
-            for other, common in zip(alike, shared):
-                self._lean(other, known, common)
-            known.users -= 1
+            with kept(known):
+                for other, common in zip(alike, shared):
+                    self._lean(other, known, common)
         return known
 
     def _lean(self, other: Sequence, known: Node, common: int) -> None:

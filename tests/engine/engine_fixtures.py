@@ -98,6 +98,7 @@ def check(scheduler: Scheduler) -> None:
             assert sequence.node.end == sequence.base
             users[id(sequence.node)] = users.get(id(sequence.node), 0) + 1
     nodes = list(memory.prefixes.nodes())
+    assert users.keys() <= {id(node) for node in nodes}  # what is read has not made way
     assert all(node.users == users.get(id(node), 0) for node in nodes)
     assert memory.prefixes.tokens == sum(len(n.tokens) for n in nodes)
     allocated = sum(

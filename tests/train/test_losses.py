@@ -75,9 +75,13 @@ def gradients(make: Any, logps: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return loss.detach(), tokens.grad
 
 
-def same(ours: tuple[torch.Tensor, torch.Tensor], theirs: tuple[torch.Tensor, torch.Tensor]) -> None:
-    for mine, other in zip(ours, theirs):
-        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6 * float(other.abs().max()))
+def same(ours: tuple[torch.Tensor, torch.Tensor], theirs: tuple[torch.Tensor, torch.Tensor]) -> bool:
+    """Whether loss and gradient are, in shape, type and value."""
+    return all(
+        (mine.shape, mine.dtype) == (other.shape, other.dtype)
+        and torch.allclose(mine, other, rtol=1e-6, atol=1e-6 * float(other.abs().max()))
+        for mine, other in zip(ours, theirs, strict=True)
+    )
 
 
 def trl_dpo(answers: dict[str, torch.Tensor], logps: torch.Tensor, kind: str, **settings: Any) -> torch.Tensor:
@@ -103,7 +107,7 @@ def ours_of(answers: dict[str, torch.Tensor], logps: torch.Tensor, loss: Any, *c
 @pytest.mark.parametrize(("loss", "theirs"), [("dpo", "sigmoid"), ("hinge", "hinge")])
 def test_dpo_and_hinge_equal_trls(answers, loss: str, theirs: str, beta: float):
     function = getattr(losses, loss)
-    same(
+    assert same(
         gradients(lambda logps: ours_of(answers, logps, function, beta=beta), answers["logps"]),
         gradients(lambda logps: trl_dpo(answers, logps, theirs, beta=beta), answers["logps"]),
     )
@@ -111,7 +115,7 @@ def test_dpo_and_hinge_equal_trls(answers, loss: str, theirs: str, beta: float):
 
 @pytest.mark.parametrize("beta", [0.05, 0.5])
 def test_ipo_per_token_equals_trls(answers, beta: float):
-    same(
+    assert same(
         gradients(lambda logps: ours_of(answers, logps, losses.ipo, "tokens", beta=beta), answers["logps"]),
         gradients(lambda logps: trl_dpo(answers, logps, "ipo", beta=beta), answers["logps"]),
     )
@@ -119,7 +123,7 @@ def test_ipo_per_token_equals_trls(answers, beta: float):
 
 @pytest.mark.parametrize("beta", [0.001, 0.125])
 def test_sppo_with_hard_probabilities_is_half_of_trls(answers, beta: float):
-    same(
+    assert same(
         gradients(lambda logps: 2 * ours_of(answers, logps, partial(losses.sppo, p_chosen=1.0, p_rejected=0.0),
                                             eta=1 / beta), answers["logps"]),
         gradients(lambda logps: trl_dpo(answers, logps, "sppo_hard", beta=beta), answers["logps"]),
@@ -134,7 +138,7 @@ def test_selm_without_optimism_equals_trls_dpo(answers, beta: float):
         references = (ref_chosen, ref_rejected, ref_chosen)
         return losses.selm(chosen, rejected, chosen, *references, alpha=0.0, beta=beta)
 
-    same(
+    assert same(
         gradients(ours, answers["logps"]),
         gradients(lambda logps: trl_dpo(answers, logps, "sigmoid", beta=beta), answers["logps"]),
     )
@@ -143,7 +147,7 @@ def test_selm_without_optimism_equals_trls_dpo(answers, beta: float):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.4])
 def test_robust_equals_trls(answers, label_smoothing: float):
     settings = {"beta": 0.3, "label_smoothing": label_smoothing}
-    same(
+    assert same(
         gradients(lambda logps: ours_of(answers, logps, losses.robust, **settings), answers["logps"]),
         gradients(lambda logps: trl_dpo(answers, logps, "robust", **settings), answers["logps"]),
     )
@@ -160,7 +164,7 @@ def test_dpo_with_smoothed_labels_equals_trls_conservative_loss(answers, label_s
         return trainer.cpo_loss(chosen - ref_chosen, rejected - ref_rejected)[0]
 
     settings = {"beta": 0.3, "label_smoothing": label_smoothing}
-    same(
+    assert same(
         gradients(lambda logps: ours_of(answers, logps, losses.dpo, **settings), answers["logps"]),
         gradients(theirs, answers["logps"]),
     )
@@ -177,7 +181,7 @@ def test_simpo_equals_trls(answers, beta: float, gamma: float):
     def theirs(logps: torch.Tensor) -> torch.Tensor:
         return trainer.cpo_loss(*(logps.sum(1) / lengths).chunk(2))[0]
 
-    same(gradients(ours, answers["logps"]), gradients(theirs, answers["logps"]))
+    assert same(gradients(ours, answers["logps"]), gradients(theirs, answers["logps"]))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
@@ -195,7 +199,7 @@ def test_orpo_equals_trls(answers, beta: float):
         trainer.concatenated_forward = lambda model, batch: (chosen, rejected, nothing, nothing, -chosen.mean())
         return trainer.get_batch_loss_metrics(None, {})[0]
 
-    same(gradients(ours, answers["logps"]), gradients(theirs, answers["logps"]))
+    assert same(gradients(ours, answers["logps"]), gradients(theirs, answers["logps"]))
 
 
 @pytest.mark.parametrize("shift", [0.5, -0.5], ids=["above", "clamped at 0"])
@@ -218,7 +222,7 @@ def test_kto_equals_trls(answers, shift: float):
     def ours(tokens: torch.Tensor) -> torch.Tensor:
         return losses.kto(tokens.sum(1), reference, label, kl, beta=0.3, **weights)
 
-    same(
+    assert same(
         gradients(ours, logps),
         gradients(lambda tokens: trainer._compute_loss(Says(others, tokens), inputs, False), logps),
     )
@@ -325,7 +329,7 @@ def test_rpo_of_one_pair_equals_trls_two_losses(answers):
         tokens, before = one["mask"].sum(1).chunk(2)[0], one["reference"].chunk(2)
         return losses.rpo(chosen, rejected, before[0], before[1], tokens, beta=0.3, rpo_alpha=0.7)
 
-    same(gradients(ours, one["logps"]), gradients(theirs, one["logps"]))
+    assert same(gradients(ours, one["logps"]), gradients(theirs, one["logps"]))
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo", "hinge", "robust"])
