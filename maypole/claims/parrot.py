@@ -26,8 +26,8 @@ from maypole.claims.parrot_programs import Program, agents, chain, one_by_one, s
 from maypole.core.seeds import derive
 from maypole.engine import Engine, EngineConfig, Request
 from maypole.engine.partial_attention import Partial
-from maypole.models.attention import AttentionSpec
 from maypole.models.loading import create
+from maypole.models.plan import AttentionSpec
 from maypole.serve.parrot.calls import Call
 from maypole.serve.parrot.hosts import LocalHost
 from maypole.serve.parrot.placement import Capacity

@@ -15,8 +15,8 @@ from torch import nn
 
 from maypole.engine.lanes import Lanes
 from maypole.engine.repacked import Product, Repacker
-from maypole.models.attention import AttentionSpec, Plan
 from maypole.models.block_views import Block, blocks
+from maypole.models.plan import AttentionSpec, Plan
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from maypole.models.attention import AttentionSpec
 from maypole.models.packing import PackedPlan, allowed
+from maypole.models.plan import AttentionSpec
 
 Partial = tuple[torch.Tensor, torch.Tensor]
 """Output (..., d) of attention to some of the keys, and the log of its weights' sum (...)."""

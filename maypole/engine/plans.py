@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from maypole.engine.prefix_tree import PrefixTree
-from maypole.models.attention import AttentionSpec
 from maypole.models.packing import causal_attention, fused_attention
+from maypole.models.plan import AttentionSpec
 
 
 @dataclass(slots=True)

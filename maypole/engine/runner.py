@@ -24,10 +24,11 @@ from maypole.engine.prefix_tree import Ids, PrefixTree, prefix_tree
 from maypole.engine.private_copy import private_copy
 from maypole.engine.repacked import Product, Repacker
 from maypole.engine.step_plan import PaddedPlan, Piece, on, step_plan
-from maypole.models.attention import Plan, attention_plan, causal_lm, check_supported, configs, use_packed
+from maypole.models.attention import causal_lm, check_supported, configs, use_packed
 from maypole.models.block_views import base_model
 from maypole.models.forward import self_test
 from maypole.models.head import CHUNK, head_of
+from maypole.models.plan import Plan, attention_plan
 
 Forward = Callable[[torch.Tensor, torch.Tensor, Plan, int, torch.Tensor | None], torch.Tensor]
 """ids (T,), positions (T,), who sees whom, layer, wanted tokens -> hidden states"""

@@ -15,8 +15,8 @@ from maypole.engine.kv_memory import Holder, Slots
 from maypole.engine.partial_attention import MUCH, Partial, Seen, attend, bias_of, in_order, joined, together, wide_of
 from maypole.engine.partial_attention import documents as documents_partly
 from maypole.engine.prefix_cache import Node
-from maypole.models.attention import AttentionSpec
 from maypole.models.packing import PackedPlan, documents
+from maypole.models.plan import AttentionSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,58 +8,22 @@ rows, losses or schedules.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
 from maypole.core.errors import MaypoleError, UnsupportedModel
+from maypole.models.last_layer import last_layer_in_part
+from maypole.models.plan import AttentionSpec, current_plan
 from maypole.models.products import fast_products
 
 NAME = "maypole"
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionSpec:
-    """What one layer asks of attention besides q, k and v."""
-
-    layer: int
-    scaling: float
-    sliding_window: int | None = None
-    softcap: float | None = None
-    dropout: float = 0.0
-
-
-class Plan(Protocol):
-    """Who sees whom among the packed tokens of one forward pass."""
-
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
-        """query: (tokens, heads, d), key and value: (tokens, kv_heads, d) -> (tokens, heads, d)."""
-        ...
-
-
-_PLAN: ContextVar[Plan | None] = ContextVar("maypole_attention_plan", default=None)
-
-
 class MissingPlan(MaypoleError):
     """A model in packed execution was called without a plan: its tokens would have seen each other's documents."""
-
-
-def current_plan() -> Plan | None:
-    return _PLAN.get()
-
-
-@contextmanager
-def attention_plan(plan: Plan | None) -> Iterator[None]:
-    """Every forward inside follows `plan`: ``with attention_plan(plan): model(...)``."""
-    token = _PLAN.set(plan)
-    try:
-        yield
-    finally:
-        _PLAN.reset(token)
 
 
 def _attention(
@@ -75,7 +39,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """query: (1, heads, tokens, d), key and value: (1, kv_heads, tokens, d) -> (1, tokens, heads, d)."""
-    plan = _PLAN.get()
+    plan = current_plan()
     if plan is None:
         return _plain(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
@@ -97,7 +61,7 @@ def _attention(
 
 
 def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    if _PLAN.get() is not None:
+    if current_plan() is not None:
         return None
     config = kwargs["config"]
     if getattr(config, "_maypole_strict", False):
@@ -167,7 +131,7 @@ def packed_execution(model: nn.Module) -> Iterator[None]:
     try:
         for config, _, _ in before:
             use_packed(config, plain)
-        with fast_products(model):
+        with fast_products(model), last_layer_in_part(causal_lm(model)):
             yield
     finally:
         for config, implementation, ours in before:

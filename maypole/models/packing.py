@@ -8,7 +8,7 @@ the row is seen. Knows nothing about what the tokens are for.
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from maypole.models.attention import AttentionSpec
+from maypole.models.plan import AttentionSpec
 
 MATH_LIMIT = 256
 """Rows up to this length use the explicit softmax(qk)v, which beats the fused kernel on CPUs in bf16."""
@@ -30,8 +30,8 @@ _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 class Group:
     """Rows of similar length: `slots` (rows, length) points into the packed tokens; padding points at slot 0.
 
-    Where only the end of each row asks: `asking` (rows, Q) are the slots of those ends, `begin` (rows,) the places in
-    the rows at which they begin.
+    Where others ask than are seen: `asking` (rows, Q) are their places among the queries; where only the end of each row
+    asks, `begin` (rows,) are the places in the rows at which the ends begin.
     """
 
     slots: torch.Tensor
@@ -44,9 +44,7 @@ class Group:
         return int(self.slots.shape[0]), int(self.slots.shape[1])
 
     def to(self, device: torch.device | str) -> "Group":
-        if self.asking is None or self.begin is None:
-            return Group(self.slots.to(device))
-        return Group(self.slots.to(device), self.asking.to(device), self.begin.to(device))
+        return Group(*(x if x is None else x.to(device) for x in (self.slots, self.asking, self.begin)))
 
     def bias(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """(rows, 1, Q, length): -inf on what the ends must not see: what follows, what their window leaves behind."""
@@ -68,13 +66,15 @@ class PackedPlan:
 
     `positions` (tokens,) are the position ids of the packed tokens; `inverse` (tokens,) says where in the
     concatenated group outputs each token's own output lies (its first row, if it is shared by several); `identity`:
-    there where it lies among the tokens, so that the groups are stretches of them.
+    there where it lies among the tokens, so that the groups are stretches of them. `reading`, where only some tokens
+    are read.
     """
 
     groups: tuple[Group, ...]
     inverse: torch.Tensor
     positions: torch.Tensor
     identity: bool = field(default=False)
+    reading: "Reading | None" = None
 
     @property
     def tokens(self) -> int:
@@ -82,7 +82,8 @@ class PackedPlan:
 
     def to(self, device: torch.device | str) -> "PackedPlan":
         groups = tuple(group.to(device) for group in self.groups)
-        return PackedPlan(groups, self.inverse.to(device), self.positions.to(device), self.identity)
+        reading = self.reading and self.reading.to(device)
+        return PackedPlan(groups, self.inverse.to(device), self.positions.to(device), self.identity, reading)
 
     def rows_of(self, query: torch.Tensor, *seen: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
         """Tensors (tokens, …) as (rows, length, …), group by group: gathered, or where `identity` as they stand.
@@ -105,12 +106,36 @@ class PackedPlan:
         query, key = query.to(value.dtype), key.to(value.dtype)
         heads, d = query.shape[1], value.shape[2]
         outs = [
-            causal_attention(q, k, v, spec) if group.asking is None else _ends(q, k, v, spec, group)
+            causal_attention(q, k, v, spec) if group.begin is None else _ends(q, k, v, spec, group)
             for group, (q, k, v) in zip(self.groups, self.rows_of(query, key, value))
         ]
         outs = [out.reshape(-1, heads, d) for out in outs]
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
         return out if self.identity else out.index_select(0, self.inverse)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Of `tokens` packed tokens those that are read: what `maypole.models.last_layer` goes by.
+
+    kept: (R,) their slots, in order; rest: (tokens - R,) the others'; place: (tokens,) where in the concatenation of
+    both each slot stands. `plan` is that of the kept ones' queries.
+    """
+
+    kept: torch.Tensor
+    rest: torch.Tensor
+    place: torch.Tensor
+    plan: PackedPlan
+
+    def to(self, device: torch.device | str) -> "Reading":
+        return Reading(self.kept.to(device), self.rest.to(device), self.place.to(device), self.plan.to(device))
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+        """query: (R, heads, d), key and value: (tokens, kv_heads, d) -> (R, heads, d)."""
+        if self.plan.tokens == len(self.kept):
+            return self.plan.attend(query, key, value, spec)
+        everyone = query.new_zeros(len(key), *query.shape[1:]).index_copy(0, self.kept, query)
+        return self.plan.attend(everyone, key, value, spec).index_select(0, self.kept)
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
@@ -243,15 +268,17 @@ def documents(lengths: Sequence[int]) -> PackedPlan:
     return pack_rows([np.arange(a, b) for a, b in itertools.pairwise(starts)], int(starts[-1]))
 
 
-def pack_rows(rows: Sequence[np.ndarray], tokens: int, *, whole: bool = True) -> PackedPlan:
+def pack_rows(
+    rows: Sequence[np.ndarray], tokens: int, *, whole: bool = True, read: np.ndarray | None = None
+) -> PackedPlan:
     """A plan from attention rows: each is the path of slots from a root to a leaf, in order; positions count along it.
 
     Every slot below `tokens` must be on at least one row; a slot on several rows (a shared prefix) takes its output
     from the first of them, where what precedes it is the same by construction. The others need not ask for it again:
     with `whole` they do, in attention that needs no mask, which is what GPUs are fast at.
+    With `read` the last layer may give the states of these slots and of those that follow them on their rows alone.
     """
     positions = np.zeros(tokens, dtype=np.int64)
-    inverse = np.full(tokens, -1, dtype=np.int64)
     taken = np.zeros(tokens, dtype=bool)
     begins = np.zeros(len(rows), dtype=np.int64)
     for r, row in enumerate(rows):
@@ -261,20 +288,56 @@ def pack_rows(rows: Sequence[np.ndarray], tokens: int, *, whole: bool = True) ->
         taken[row] = True
     if not taken.all():
         raise ValueError("a packed token is on no attention row")
+    plan = _plan(rows, begins, positions)
+    return plan if read is None else replace(plan, reading=_reading(rows, begins, plan, read, whole=whole))
+
+
+def _reading(
+    rows: Sequence[np.ndarray], begins: np.ndarray, plan: PackedPlan, read: np.ndarray, *, whole: bool
+) -> Reading | None:
+    """None where there is little that is not read."""
+    tokens = plan.tokens
+    wanted = np.zeros(tokens, dtype=bool)
+    wanted[read] = True
+    firsts = np.array([int(np.argmax(wanted[row])) if wanted[row].any() else len(row) for row in rows])
+    kept = np.zeros(tokens, dtype=bool)
+    for row, first in zip(rows, firsts):
+        kept[row[first:]] = True
+    if kept.mean() > 1.0 - WORTH_SKIPPING:
+        return None
+    slots, rest = np.nonzero(kept)[0], np.nonzero(~kept)[0]
+    place = np.empty(tokens, dtype=np.int64)
+    place[np.concatenate([slots, rest])] = np.arange(tokens)
+    if not whole:
+        asking = [(row, max(a, b)) for row, a, b in zip(rows, begins, firsts) if b < len(row)]
+        plan = _plan([row for row, _ in asking], np.array([b for _, b in asking]), plan.positions.numpy()[slots], slots)
+    return Reading(torch.from_numpy(slots), torch.from_numpy(rest), torch.from_numpy(place), plan)
+
+
+def _plan(
+    rows: Sequence[np.ndarray], begins: np.ndarray, positions: np.ndarray, kept: np.ndarray | None = None
+) -> PackedPlan:
+    """Rows that ask from `begins` on; there are queries of all slots or of those `kept`, at `positions`."""
+    query = np.arange(len(positions))
+    if kept is not None:
+        query = np.zeros(max(int(row.max()) for row in rows) + 1, dtype=np.int64)
+        query[kept] = np.arange(len(kept))
+    inverse = np.full(len(positions), -1, dtype=np.int64)
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     groups: list[Group] = []
     offset = 0
     for members in _alike(lengths, lengths - begins):
-        ends = [rows[m][begins[m] :] for m in members]
+        ends = [query[rows[m][begins[m] :]] for m in members]
         slots, asking = _padded([rows[m] for m in members]), _padded(ends)
         for i, end in enumerate(ends):
             fresh = inverse[end] < 0
             inverse[end[fresh]] = offset + i * asking.shape[1] + np.nonzero(fresh)[0]
         offset += asking.size
         some = bool(begins[members].any())
-        parts = (slots, asking, begins[members]) if some else (slots,)
-        groups.append(Group(*map(torch.from_numpy, parts)))
-    identity = not begins.any() and offset == tokens and bool((inverse == np.arange(tokens)).all())
+        asks = torch.from_numpy(asking) if some or kept is not None else None
+        groups.append(Group(torch.from_numpy(slots), asks, torch.from_numpy(begins[members]) if some else None))
+    as_they_stand = kept is None and not begins.any() and offset == len(positions)
+    identity = as_they_stand and bool((inverse == np.arange(offset)).all())
     return PackedPlan(tuple(groups), torch.from_numpy(inverse), torch.from_numpy(positions), identity)
 
 

@@ -76,12 +76,14 @@ def pack(store: TokenStore, rows: np.ndarray, device: torch.device = CPU) -> Pac
             slot += len(own)
     flat_weights = np.concatenate(weights)
     scored = np.nonzero(flat_weights)[0]
+    sources = np.concatenate(source).astype(np.int64)
+    read = np.concatenate([sources[scored], scored])
     flat_ids = np.concatenate(ids).astype(np.int64)
     batch = PackedBatch(
         input_ids=torch.from_numpy(flat_ids),
-        plan=pack_rows(paths, slot, whole=device.type != "cpu"),
+        plan=pack_rows(paths, slot, whole=device.type != "cpu", read=read[read >= 0]),
         slot=torch.from_numpy(scored.astype(np.int64)),
-        source=torch.from_numpy(np.concatenate(source)[scored].astype(np.int64)),
+        source=torch.from_numpy(sources[scored]),
         target=torch.from_numpy(flat_ids[scored]),
         weights=torch.from_numpy(flat_weights[scored].copy()),
         token=np.concatenate(tokens)[scored],

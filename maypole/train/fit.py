@@ -20,9 +20,9 @@ from maypole.core.artifact import Artifact
 from maypole.core.errors import ConfigError, UnsupportedCapability, UserError
 from maypole.core.progress import say, track
 from maypole.core.seeds import derive
-from maypole.models.attention import attention_plan, current_plan
 from maypole.models.forward import self_test
 from maypole.models.language_model import LanguageModel
+from maypole.models.plan import attention_plan, current_plan
 from maypole.models.score_head import has_score_head
 from maypole.train.config import TrainConfig
 from maypole.train.estimate import Estimate, choose_checkpointing, estimate

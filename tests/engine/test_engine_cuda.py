@@ -11,8 +11,8 @@ import torch
 
 from maypole.engine import NO_ADAPTER, Engine, EngineConfig, Request, Sampling, ScoreRequest
 from maypole.engine import partial_attention as partial
-from maypole.models.attention import AttentionSpec
 from maypole.models.language_model import LanguageModel
+from maypole.models.plan import AttentionSpec
 from maypole.models.saving import save
 from tests.engine.engine_fixtures import hf_greedy, hf_logprobs, lm_of, random_ids, with_adapters
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from maypole.engine import partial_attention as partial
-from maypole.models.attention import AttentionSpec
 from maypole.models.packing import documents
+from maypole.models.plan import AttentionSpec
 
 DEVICES = [torch.device("cpu")] + [torch.device("cuda", i) for i in range(min(torch.cuda.device_count(), 1))]
 

@@ -3,10 +3,11 @@ import pytest
 import torch
 
 from maypole.core.errors import MaypoleError, UnsupportedModel
-from maypole.models.attention import AttentionSpec, MissingPlan, attention_plan, configs, packed_execution
+from maypole.models.attention import MissingPlan, configs, packed_execution
 from maypole.models.forward import packed_hidden, self_test
 from maypole.models.head import head_of
 from maypole.models.packing import causal_attention, documents, pack_rows
+from maypole.models.plan import AttentionSpec, attention_plan
 from tests.tiny_models import FAMILIES, VOCABULARY, model_of
 
 LENGTHS = [9, 1, 30, 4, 12, 300]

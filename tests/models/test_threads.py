@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from maypole.models import documents, head_of, packed_execution, packed_hidden, weighted_logprobs
-from maypole.models.attention import attention_plan, configs, use_packed
+from maypole.models.attention import configs, use_packed
 from maypole.models.block_views import base_model
+from maypole.models.plan import attention_plan
 from tests.tiny_models import VOCABULARY, model_of
 
 STEPS = 20
