@@ -199,50 +199,60 @@ def _explicit(
     length, kv = k.shape[1], k.shape[2]
     fold = heads // kv
     q = q.view(n, asking, kv, fold, d).permute(0, 2, 3, 1, 4).reshape(n * kv, fold * asking, d)
-    k = k.permute(0, 2, 3, 1).reshape(n * kv, d, length)
+    k = k.permute(0, 2, 1, 3).reshape(n * kv, length, d)
     v = v.permute(0, 2, 1, 3).reshape(n * kv, length, v.shape[3])
     with torch.autocast(q.device.type, enabled=False):
-        if spec.softcap is not None:
-            scores = torch.tanh(torch.bmm(q, k) * (spec.scaling / spec.softcap)) * spec.softcap
+        if spec.softcap is None and spec.dropout == 0.0:
+            found: Any = _Explicit.apply(q, k, v, bias, spec.scaling)
+            out: torch.Tensor = found
         else:
-            small = bias if bias.ndim == 3 else bias[:1, 0, :1, :1]
-            scores = torch.baddbmm(small, q, k, beta=float(bias.ndim == 3), alpha=spec.scaling)
-        if bias.ndim == 4:
-            scores.view(n, heads, asking, length).add_(bias)
-        elif spec.softcap is not None:
-            scores = scores + bias
-        weights = _softmax(scores)
-        if spec.dropout > 0.0:
-            weights = F.dropout(weights, spec.dropout)
-        out = torch.bmm(weights, v)
+            scores = torch.bmm(q, k.mT)
+            if spec.softcap is not None:
+                scores = torch.tanh(scores * (spec.scaling / spec.softcap)) * spec.softcap
+            weights = _softmax(_biased(scores, bias, 1.0 if spec.softcap is not None else spec.scaling)).to(v.dtype)
+            out = torch.bmm(F.dropout(weights, spec.dropout), v)
     return out.view(n, kv, fold, asking, -1).permute(0, 3, 1, 2, 4).reshape(n, asking, heads, -1)
 
 
-def _softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Over the last dimension, added up in fp32 at least, in the type of `scores`."""
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    if scores.dtype == wide:
-        return torch.softmax(scores, dim=-1)
-    if not (scores.requires_grad and torch.is_grad_enabled()):
-        return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
-    found: Any = _Softmax.apply(scores, wide)
-    return found
+class _Explicit(torch.autograd.Function):
+    """softmax(scaling q k^T + bias) v. q: (n kv_heads, A, d), k: (n kv_heads, L, d), v: (n kv_heads, L, d_v), bias as
+    `_explicit` has it. Of what is made on the way the weights are kept, in the type of q.
 
-
-class _Softmax(torch.autograd.Function):
-    """The same, which keeps nothing that is wide for the way back."""
+    Both ways multiply by the same three kinds of product: of each shape oneDNN writes code first, which takes longer
+    than to run it once.
+    """
 
     @staticmethod
-    def forward(ctx: Any, scores: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
-        weights = torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
-        ctx.save_for_backward(weights)
-        return weights
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        weights = _softmax(_biased(torch.bmm(q, k.mT), bias, scaling)).to(q.dtype)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.scaling = scaling
+        return torch.bmm(weights, v)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
-        (weights,) = ctx.saved_tensors
-        return torch.ops.aten._softmax_backward_data(upstream.contiguous(), weights, -1, weights.dtype), None
+        q, k, v, weights = ctx.saved_tensors
+        upstream = upstream.contiguous()
+        error = torch.bmm(upstream, v.mT)
+        error = torch.ops.aten._softmax_backward_data(error, weights, -1, weights.dtype)
+        dq, dk = torch.bmm(error, k).mul_(ctx.scaling), torch.bmm(error.mT, q).mul_(ctx.scaling)
+        return dq, dk, torch.bmm(weights.mT, upstream), None, None
+
+
+def _biased(scores: torch.Tensor, bias: torch.Tensor, scaling: float) -> torch.Tensor:
+    """scaling * scores + bias, as `_explicit` has them."""
+    if bias.ndim == 3:
+        return torch.add(bias, scores, alpha=scaling)
+    n, _, asking, length = bias.shape
+    return torch.add(bias, scores.view(n, -1, asking, length), alpha=scaling).view_as(scores)
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension, in fp32 at least."""
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 @lru_cache(maxsize=64)
