@@ -19,6 +19,10 @@ CHUNK, CHUNK_ON_GPU = 256, 2048
 AT_ONCE, AT_ONCE_ON_GPU = 2**18, 2**26
 """Logits that are held in fp32 at a time: what stays in a CPU's cache, and enough to keep a GPU busy."""
 
+TOGETHER = 2**23
+"""Errors of logits that become the weight's gradient in one product, where chunks have fewer: to add what a chunk gives
+to the whole gradient takes a CPU as long as a third of the product."""
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -130,13 +134,13 @@ class _TokenLogprobs(torch.autograd.Function):
             h, w = hidden.to(dtype), weight.to(dtype)
             logps = torch.empty(n, dtype=_at_least_fp32(dtype), device=hidden.device)
             fused = weights is not None and any(ctx.needs_input_grad[:3])
-            grads = _Grads(ctx.needs_input_grad, hidden, weight, bias, dtype) if fused else None
+            grads = _Grads(ctx.needs_input_grad, hidden, weight, bias, dtype, chunk) if fused else None
             for a in range(0, n, chunk):
                 rows = slice(a, min(a + chunk, n))
                 z = _capped(product(h[rows], w), bias, scale, softcap)
                 logps[rows] = _logps(z, targets[rows])
                 if grads is not None and weights is not None:
-                    grads.add(rows, z, targets[rows], logps[rows], weights[rows], h[rows], w, scale, softcap)
+                    grads.add(rows, z, targets[rows], logps[rows], weights[rows], h, w, scale, softcap)
             if grads is not None:
                 ctx.save_for_backward(*grads.tensors())
             elif weights is None:
@@ -157,13 +161,13 @@ class _TokenLogprobs(torch.autograd.Function):
             grads = [None if g is None else g * upstream_total.to(g.dtype) for g in (dh, dw, db)]
             return (*grads, None, None, None, None, None)
         hidden, weight, bias, targets, logps = ctx.saved_tensors
-        grads = _Grads(ctx.needs_input_grad, hidden, weight, bias, dtype)
+        grads = _Grads(ctx.needs_input_grad, hidden, weight, bias, dtype, chunk)
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(dtype), weight.to(dtype)
             for a in range(0, hidden.shape[0], chunk):
                 rows = slice(a, min(a + chunk, hidden.shape[0]))
                 z = _capped(product(h[rows], w), bias, scale, softcap)
-                grads.add(rows, z, targets[rows], logps[rows], upstream[rows], h[rows], w, scale, softcap)
+                grads.add(rows, z, targets[rows], logps[rows], upstream[rows], h, w, scale, softcap)
         return (*grads.tensors(), None, None, None, None, None)
 
 
@@ -211,20 +215,28 @@ class _Grads:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         dtype: torch.dtype,
+        chunk: int,
     ) -> None:
         wide = _at_least_fp32(weight.dtype)
         self.hidden = torch.empty_like(hidden) if needs[0] else None
         # In fp32 the product that has fewer rows is the faster one on CPUs, and its sum is turned round.
         self.turned = dtype == torch.float32 and weight.device.type == "cpu" and weight.shape[0] > weight.shape[1]
         layout = weight.t() if self.turned else weight
-        self.weight = torch.zeros_like(layout, dtype=wide, memory_format=torch.contiguous_format) if needs[1] else None
+        self.weight = layout.new_zeros(layout.shape, dtype=wide) if needs[1] else None
         self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
         self.dtypes = (weight.dtype, bias.dtype if bias is not None else None)
+        chunks = TOGETHER // (chunk * weight.shape[0]) if needs[1] else 1
+        together = min(max(1, chunks) * chunk, len(hidden))
+        self.errors = hidden.new_empty(together, weight.shape[0], dtype=dtype)
+        self.pushed = hidden.new_empty(together, weight.shape[1], dtype=dtype)
 
     def add(self, rows, z, targets, logps, g, h, w, scale, softcap) -> None:
-        """z: (C, V), targets, logps and g = dLoss/dlogp: (C,), h: (C, d), w: (V, d)."""
+        """z: (C, V), targets, logps and g = dLoss/dlogp: (C,), h: (N, d), w: (V, d); `rows` one chunk after another."""
         minus = -g.to(logps.dtype)[:, None]
-        error = torch.softmax(z, dim=1)
+        first = rows.start % len(self.errors)
+        end = first + len(z)
+        kept = self.errors[first:end]
+        error = torch.softmax(z, dim=1, out=kept) if z.dtype == kept.dtype else torch.softmax(z, dim=1)
         # The target's own error is 1 - p, which rounding would leave nothing of where p is almost 1.
         error[torch.arange(len(targets), device=z.device), targets] = torch.expm1(logps).to(error.dtype)
         if softcap is not None:
@@ -233,12 +245,15 @@ class _Grads:
             error.mul_(scale)
         if self.bias is not None:
             self.bias += (error * minus).sum(0)
-        error = error.to(w.dtype)
+        if error is not kept:
+            kept.copy_(error)
         if self.hidden is not None:
-            self.hidden[rows] = minus * product(error, w.t())
+            self.hidden[rows] = minus * product(kept, w.t())
         if self.weight is not None:
-            pushed = (minus * h).to(h.dtype)
-            self.weight += product(pushed.t(), error.t()) if self.turned else product(error.t(), pushed.t())
+            self.pushed[first:end] = minus * h[rows]
+            if end == len(self.errors) or rows.stop == len(h):
+                errors, pushed = self.errors[:end].t(), self.pushed[:end].t()
+                self.weight += product(pushed, errors) if self.turned else product(errors, pushed)
 
     def tensors(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         weight = None if self.weight is None else (self.weight.t() if self.turned else self.weight).to(self.dtypes[0])
