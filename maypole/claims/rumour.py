@@ -168,5 +168,3 @@ class Exam:
         }
         self._before, self._judged = p, self.judge.asked
         return known
-
-

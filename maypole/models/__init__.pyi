@@ -2,7 +2,6 @@ from .adapters import PeftMethod as PeftMethod
 from .adapters import load_adapter as load_adapter
 from .adapters import merged as merged
 from .adapters import new_adapter as new_adapter
-from .attention import attention_plan as attention_plan
 from .attention import packed_execution as packed_execution
 from .block_views import FAMILIES as FAMILIES
 from .block_views import Block as Block
@@ -20,4 +19,5 @@ from .loading import load as load
 from .packing import PackedPlan as PackedPlan
 from .packing import documents as documents
 from .peft_options import PeftOptions as PeftOptions
+from .plan import attention_plan as attention_plan
 from .saving import save as save

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 
 from maypole.core.errors import MaypoleError, UnsupportedModel
 from maypole.models.last_layer import last_layer_in_part
+from maypole.models.norms import fast_norms
 from maypole.models.plan import AttentionSpec, current_plan
 from maypole.models.products import fast_products
 
@@ -131,7 +132,7 @@ def packed_execution(model: nn.Module) -> Iterator[None]:
     try:
         for config, _, _ in before:
             use_packed(config, plain)
-        with fast_products(model), last_layer_in_part(causal_lm(model)):
+        with fast_products(model), fast_norms(model), last_layer_in_part(causal_lm(model)):
             yield
     finally:
         for config, implementation, ours in before:

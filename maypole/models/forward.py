@@ -21,8 +21,8 @@ _TESTED = "_maypole_packed_ok"
 def packed_hidden(model: nn.Module, input_ids: torch.Tensor, plan: PackedPlan) -> torch.Tensor:
     """Final hidden states of packed tokens; call it inside `packed_execution(model)`.
 
-    input_ids: (tokens,) -> (tokens, d_model). Each row of the plan is computed as if it stood alone. Where the plan says
-    what is read, the other states may be zeros.
+    input_ids: (tokens,) -> (tokens, d_model). Each row of the plan is computed as if it stood alone. Where the plan
+    says what is read, the other states may be zeros.
     """
     with attention_plan(plan):
         out = base_model(model)(

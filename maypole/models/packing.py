@@ -30,8 +30,8 @@ _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 class Group:
     """Rows of similar length: `slots` (rows, length) points into the packed tokens; padding points at slot 0.
 
-    Where others ask than are seen: `asking` (rows, Q) are their places among the queries; where only the end of each row
-    asks, `begin` (rows,) are the places in the rows at which the ends begin.
+    Where others ask than are seen, `asking` (rows, Q) are their places among the queries; where only the end of each
+    row asks, `begin` (rows,) are the places in the rows at which the ends begin.
     """
 
     slots: torch.Tensor
@@ -44,7 +44,8 @@ class Group:
         return int(self.slots.shape[0]), int(self.slots.shape[1])
 
     def to(self, device: torch.device | str) -> "Group":
-        return Group(*(x if x is None else x.to(device) for x in (self.slots, self.asking, self.begin)))
+        asking, begin = (x if x is None else x.to(device) for x in (self.asking, self.begin))
+        return Group(self.slots.to(device), asking, begin)
 
     def bias(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """(rows, 1, Q, length): -inf on what the ends must not see: what follows, what their window leaves behind."""

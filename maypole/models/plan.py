@@ -1,4 +1,4 @@
-"""The plan in force: who sees whom among the packed tokens of a forward pass. Knows nothing about how it is followed."""
+"""The plan in force: who sees whom among the packed tokens of a forward pass. Knows nothing of how it is followed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

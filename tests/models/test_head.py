@@ -24,7 +24,11 @@ def _reference(hidden, weight, bias, targets, softcap, scale):
 @pytest.mark.parametrize("chunk", [1, 7, 256])
 @pytest.mark.parametrize(("softcap", "scale", "with_bias"), [(None, 1.0, False), (3.0, 0.5, True), (None, 2.0, True)])
 @pytest.mark.parametrize("n", [0, 20])
-def test_chunked_values_and_gradients_equal_log_softmax(n: int, chunk: int, softcap, scale: float, with_bias: bool):
+@pytest.mark.parametrize("together", [head.TOGETHER, 100])
+def test_chunked_values_and_gradients_equal_log_softmax(
+    n: int, together: int, chunk: int, softcap, scale: float, with_bias: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(head, "TOGETHER", together)
     hidden, weight, bias, targets, weights = _data(n, 6, 11)
     bias = bias if with_bias else None
     inputs = [t for t in (hidden, weight, bias) if t is not None]

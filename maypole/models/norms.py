@@ -1,0 +1,95 @@
+"""RMS norms in fp32 on CPUs: a fifth of the passes over memory that transformers' own take, forward and backward.
+
+A module is served where what it makes of random numbers is x / rms(x) times its weight, or one more than its weight
+(Gemma). Knows nothing about models but their norms.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+_OFFSETS: dict[type, float | None] = {}
+"""What each class adds to its weight; None: it does something else."""
+
+
+@contextmanager
+def fast_norms(model: nn.Module) -> Iterator[None]:
+    """The RMS norms of `model` whose weights are in fp32 on a CPU run in fewer passes inside."""
+    norms: list[Any] = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm") and _plain(m)]
+    offsets = [_offset(norm) for norm in norms]
+    chosen = [(norm, offset) for norm, offset in zip(norms, offsets) if offset is not None]
+    for norm, offset in chosen:
+        vars(norm)["forward"] = functools.partial(_forward, norm, offset)
+    try:
+        yield
+    finally:
+        for norm, _ in chosen:
+            del vars(norm)["forward"]
+
+
+def _plain(norm: Any) -> bool:
+    weight = getattr(norm, "weight", None)
+    return (
+        "forward" not in vars(norm)
+        and type(weight) is nn.Parameter
+        and len(list(norm.parameters())) == 1
+        and weight.ndim == 1
+        and weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and _epsilon(norm) is not None
+    )
+
+
+def _epsilon(norm: Any) -> float | None:
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+@torch.no_grad()
+def _offset(norm: Any) -> float | None:
+    kind = type(norm)
+    if kind not in _OFFSETS:
+        scales = torch.tensor([[1e-3], [1.0], [9.0]])
+        x = torch.randn(3, len(norm.weight), generator=torch.Generator().manual_seed(0)) * scales
+        theirs = norm(x)
+        _OFFSETS[kind] = next(
+            (offset for offset in (0.0, 1.0) if torch.allclose(_forward(norm, offset, x), theirs, rtol=1e-5)), None
+        )
+    return _OFFSETS[kind]
+
+
+def _forward(norm: Any, offset: float, x: torch.Tensor) -> torch.Tensor:
+    """What `norm` makes of x: (…, d) -> (…, d)."""
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return type(norm).forward(norm, x)
+    weight = norm.weight + offset if offset else norm.weight
+    found: Any = _RMSNorm.apply(x, weight, _epsilon(norm))
+    return found
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension. x: (…, d), weight: (d,)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        normed = x * inverse
+        ctx.save_for_backward(normed, inverse, weight)
+        return normed * weight
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> Any:
+        normed, inverse, weight = ctx.saved_tensors
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        along = upstream * normed
+        dx = None
+        if wants_x:
+            with torch.autocast("cpu", enabled=False):
+                mean = (along @ weight).div_(weight.shape[0]).unsqueeze(-1)
+            dx = (upstream * weight).addcmul_(normed, mean, value=-1.0).mul_(inverse)
+        return dx, along.flatten(0, -2).sum(0) if wants_weight else None, None
