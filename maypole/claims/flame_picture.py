@@ -24,7 +24,9 @@ def picture(found: Mapping[str, tuple[FactScore, FactScore]], folder: Path) -> N
                       markeredgecolor=colour[look.color], label=label)  # fmt: skip
         for number, label, series in (("correct", "right", theme.SERIES[0]), ("errors", "wrong", theme.SERIES[1])):
             shown = [getattr(found[name][0], number) for name in names]
-            right.plot(shown, places, linestyle="none", marker=series.marker, color=colour[series.color], label=label)
+            right.plot(
+                shown, places, linestyle="none", marker=series.marker, color=colour[series.color], label=label
+            )
         left.set(xlabel="precision, %", yticks=list(places), yticklabels=names, xlim=(0, 103))
         right.set(xlabel="facts an answer, everybody held out", xlim=(-0.1, None))
         for axes in (left, right):

@@ -6,7 +6,9 @@ from maypole.models.language_model import LanguageModel
 from maypole.models.loading import create
 
 
-def llama(tokenizer: PreTrainedTokenizerBase, size: tuple[int, int], seed: int, *, widening: int = 4) -> LanguageModel:
+def llama(
+    tokenizer: PreTrainedTokenizerBase, size: tuple[int, int], seed: int, *, widening: int = 4
+) -> LanguageModel:
     """Fresh weights as transformers draws them: `size` is layers and width, `widening` how much wider an MLP is."""
     layers, width = size
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}

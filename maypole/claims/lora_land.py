@@ -111,7 +111,9 @@ def specialists(seed: int, workdir: Path, sizes: Sizes) -> list[Effect]:
     ]
 
 
-def _taught(lm: LanguageModel, household: Household, seed: int, config: TrainConfig, sizes: Sizes, out: Path) -> None:
+def _taught(
+    lm: LanguageModel, household: Household, seed: int, config: TrainConfig, sizes: Sizes, out: Path
+) -> None:
     lesson = words(seed, "lesson", household.name, count=sizes.words, letters=sizes.letters)
     rows = [{"prompt": _asked(word), "completion": f" {household.written(word)}"} for word in lesson]
     fit(lm, Dataset.from_list(rows), Completions(), config, out=out, seed=derive(seed, household.name))

@@ -168,3 +168,5 @@ class Exam:
         }
         self._before, self._judged = p, self.judge.asked
         return known
+
+

@@ -6,7 +6,9 @@ from pathlib import Path
 from maypole.core import theme
 
 
-def picture(rises: Mapping[str, Sequence[float]], ends: Mapping[str, Sequence[Sequence[float]]], folder: Path) -> None:
+def picture(
+    rises: Mapping[str, Sequence[float]], ends: Mapping[str, Sequence[Sequence[float]]], folder: Path
+) -> None:
     """rises: method -> Δ log π of the chosen by round; ends: method -> (wins, worst, distance) by round."""
     import matplotlib
     from matplotlib.figure import Figure

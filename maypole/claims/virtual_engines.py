@@ -113,12 +113,7 @@ class VirtualHost:
         return Part(output.text)
 
     async def run(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        model: str | None,
-        salt: str | None,
-        priority: int,
+        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int,
         attentive: Callable[[], bool],
     ) -> AsyncGenerator[list[Chunk], None]:
         mine = _Running(prompt, sampling.max_tokens)

@@ -40,11 +40,7 @@ class Intake:
         return ids
 
     def sequences(
-        self,
-        request: Request,
-        index: int,
-        target: Target | None,
-        listener: Listener | None,
+        self, request: Request, index: int, target: Target | None, listener: Listener | None,
         attentive: Callable[[], bool],
     ) -> list[Running]:
         """The n completions of a request, to be run by the adapter `target`; the rest as Sequence has it."""

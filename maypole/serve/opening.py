@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from maypole.serve.verbs import ServeOptions
 
 
-def open_app(options: "ServeOptions", *, keys: tuple[str, ...], hosts: tuple[str, ...]) -> tuple["Engine", FastAPI]:
+def open_app(
+    options: "ServeOptions", *, keys: tuple[str, ...], hosts: tuple[str, ...]
+) -> tuple["Engine", FastAPI]:
     """An engine with its adapters, and the application that serves it to those who have a key."""
     options.found_adapters()
     name = served_name(options)

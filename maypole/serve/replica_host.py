@@ -47,19 +47,16 @@ class ReplicaHost:
         return Part(output.text)
 
     async def run(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        model: str | None,
-        salt: str | None,
-        priority: int,
+        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int,
         attentive: Callable[[], bool],
     ) -> AsyncGenerator[list[Chunk], None]:
         request = Request(prompt.text, sampling, adapter=model, priority=priority, cache_salt=salt)
         _, document = body(request, model or self.model)
         del document["logprobs"]
         document |= {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
-        call = Call("POST", "/v1/completions", body=json.dumps(document).encode(), chain=chain_of(document, self.model))
+        call = Call(
+            "POST", "/v1/completions", body=json.dumps(document).encode(), chain=chain_of(document, self.model)
+        )
         told, output = "", None
         async with self._places:
             for attempt in range(RETRIES + 1):

@@ -63,18 +63,8 @@ class ServeOptions(ModelOptions):
         if not 0 < self.latency_tokens <= self.throughput_tokens:
             raise ConfigError("latency_tokens", self.latency_tokens, "1 to --throughput-tokens")
         for field in (
-            "max_queue",
-            "max_per_key",
-            "read_timeout",
-            "max_tokens",
-            "timeout",
-            "stall",
-            "max_seqs",
-            "max_adapters",
-            "threads",
-            "replicas",
-            "max_sessions",
-            "session_ttl",
+            "max_queue", "max_per_key", "read_timeout", "max_tokens", "timeout", "stall", "max_seqs", "max_adapters",
+            "threads", "replicas", "max_sessions", "session_ttl",
         ):
             value = getattr(self, field)
             if value is not None and not value > 0:

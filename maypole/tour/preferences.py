@@ -125,8 +125,7 @@ def continuations(lm: LanguageModel, corpus: Corpus, plan: AlignPlan, seed: int)
         drawn=_rows(drawn[0], {CONTINUATION: drawn[1]}),
         measured=_rows(measured[0], {CONTINUATION: measured[1]}),
         method=BesideGiven(
-            PreferenceOptions(beta=BETA),
-            Sampling(n=plan.samples, max_tokens=math.ceil(np.mean(tokens))),
+            PreferenceOptions(beta=BETA), Sampling(n=plan.samples, max_tokens=math.ceil(np.mean(tokens))),
             (CONTINUATION,),
         ),
         judge=judges.goes_on_like,

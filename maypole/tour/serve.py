@@ -105,7 +105,7 @@ def texts(engine: Engine, corpus: Corpus, count: int) -> list[str]:
     found: list[str] = []
     for text in corpus.held_out["text"]:
         words = " ".join(text.split())
-        ids = engine.encode(words)[: max(room, LEAST_ROOM)]
+        ids = engine.encode(words)[:max(room, LEAST_ROOM)]
         part = engine.tokenizer.decode(ids, skip_special_tokens=True)[: len(words)]
         if part.strip():
             found.append(part.strip())

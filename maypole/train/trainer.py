@@ -216,7 +216,9 @@ class PackedTrainer(transformers.Trainer):
         found, _ = self._summed(work, baseline_of, backward=False)
         return self._summed(work, partial(loss_of, baseline=float(found) / len(work.chosen)), backward)
 
-    def _summed(self, work: Work, of: Callable[..., torch.Tensor], backward: bool) -> tuple[torch.Tensor, Counter[str]]:
+    def _summed(
+        self, work: Work, of: Callable[..., torch.Tensor], backward: bool
+    ) -> tuple[torch.Tensor, Counter[str]]:
         """The sum of `of` over all batches of `work`.
 
         In several processes each computes its part; all have the sums and, unless it is sharded, the gradient.
@@ -259,7 +261,9 @@ class PackedTrainer(transformers.Trainer):
                     (0.0 * loss).backward()
         return total, sums
 
-    def _loss(self, work: Work, of: Callable[..., torch.Tensor], rows: np.ndarray, sums: Counter[str]) -> torch.Tensor:
+    def _loss(
+        self, work: Work, of: Callable[..., torch.Tensor], rows: np.ndarray, sums: Counter[str]
+    ) -> torch.Tensor:
         batch = pack(work.store, rows, self.device)
         reference = self.reference(batch, work) if self.reference is not None else None
         with autocast(self.arithmetic, self.device):

@@ -16,13 +16,13 @@ from tests.engine.engine_fixtures import lm_of
 ROOT = Path(__file__).parents[2]
 COMMAND = "align online --quiet"
 TRAIN = "--train.examples-per-step 4 --train.learning-rate 1e-2 --train.precision fp32 --max-tokens 5 --n 3 --rounds 2"
-JUDGE = """
+JUDGE = '''
 def score(prompts, completions, **columns):
     return [-float(sum(c.encode())) / (1 + len(c)) for c in completions]
 
 def prefers(prompts, a, b, **columns):
     return [0.5 if x == y else float(x < y) for x, y in zip(a, b)]
-"""
+'''
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,7 @@ def test_both_examples_of_the_help_work(maypole):
     [
         "dpo --judge judge.py:score --temperature 0.7 1 --pair max_random --length-penalty 0.1 --history all "
         "--first-history pairs.jsonl",
-        "sppo --judge judge.py:prefers --eta 8",
-        "selm --judge judge.py:score --alpha 0.1",
+        "sppo --judge judge.py:prefers --eta 8", "selm --judge judge.py:score --alpha 0.1",
     ],
 )
 def test_the_result_loads_and_the_same_command_finds_it(maypole, method: str):

@@ -30,13 +30,17 @@ def scored(count: int, *, ties: float = 0.3) -> list[Scored]:
     nll[rng.random(count) < 0.02] = float("nan")
     nll[7] = float("inf")
     tokens = np.maximum(1, rng.lognormal(3, 1.2, count).astype(int))
-    return [Scored(f"doc-{i}", i, int(n), float(x) * int(n), "abc"[i % 3]) for i, (n, x) in enumerate(zip(tokens, nll))]
+    return [
+        Scored(f"doc-{i}", i, int(n), float(x) * int(n), "abc"[i % 3]) for i, (n, x) in enumerate(zip(tokens, nll))
+    ]
 
 
 def sharded(rows: list[Scored], parts: int) -> list[list[Scored]]:
     """The same documents in so many files."""
     cuts = np.linspace(0, len(rows), parts + 1).astype(int)
-    return [[Scored(d.id, i, d.n_tokens, d.nll, d.domain) for i, d in enumerate(rows[a:b])] for a, b in pairwise(cuts)]
+    return [
+        [Scored(d.id, i, d.n_tokens, d.nll, d.domain) for i, d in enumerate(rows[a:b])] for a, b in pairwise(cuts)
+    ]
 
 
 @pytest.fixture(params=[ranks.HELD, 3], ids=["one pass more", "bin after bin"])

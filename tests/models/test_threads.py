@@ -50,6 +50,8 @@ def _private_copy(model: nn.Module) -> nn.Module:
     """The same Parameters under modules and a config of their own, which an answering thread may switch as it likes."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     own = copy.deepcopy(model, shared)
+    for module in own.modules():
+        vars(module).pop("forward", None)
     for config in configs(own):
         use_packed(config)
     return own

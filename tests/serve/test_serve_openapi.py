@@ -47,3 +47,4 @@ def test_every_route_is_described_with_its_body_and_errors():
     chat = found["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"model", "messages"} == set(chat["required"])
     assert "ResponseFormat" in found["components"]["schemas"]
+

@@ -149,7 +149,7 @@ def test_a_blind_comparison_tells_the_names_after_the_vote(browser: Browser):
 
 def test_the_request_shown_gives_the_same_answer_from_elsewhere(browser: Browser):
     engine = ScriptedEngine(lambda prompt, adapter: [f"<{prompt}>"])
-    prompt = 'it\'s "quoted", \\n and \u202e hidden \U000e0041'
+    prompt = "it's \"quoted\", \\n and \u202e hidden \U000e0041"
     with opened(browser, app_of(engine)) as page:
         page.locator("summary", has_text="Settings").click()
         page.get_by_label("stop").fill("\\n\\n")

@@ -309,7 +309,9 @@ def test_rpo_is_dpo_and_the_likelihood_of_a_token_of_the_chosen_answer(answers):
     chosen, rejected = answers["logps"].sum(1).chunk(2)
     before = answers["reference"].chunk(2)
     tokens = answers["mask"].sum(1).chunk(2)[0]
-    with_alpha = [losses.rpo(chosen, rejected, before[0], before[1], tokens, beta=0.3, rpo_alpha=a) for a in (0.0, 2.0)]
+    with_alpha = [
+        losses.rpo(chosen, rejected, before[0], before[1], tokens, beta=0.3, rpo_alpha=a) for a in (0.0, 2.0)
+    ]
     torch.testing.assert_close(with_alpha[0], losses.dpo(chosen, rejected, before[0], before[1], beta=0.3))
     torch.testing.assert_close(with_alpha[1] - with_alpha[0], -2 * chosen / tokens)
 

@@ -248,7 +248,9 @@ def _make(bench: Bench, rows: Rows, path: Path) -> dict[str, Any]:
             speaker = strong if isinstance(strong, LanguageModel) else strong()
         shared = speaker.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
         method = bench.method(Winner(), config.labels)
-        found, left_out = fixed.answered(speaker, materials.pairs, bench.judge, method, config, seed=seed, ids=shared)
+        found, left_out = fixed.answered(
+            speaker, materials.pairs, bench.judge, method, config, seed=seed, ids=shared
+        )
     fixed.write(path, found, rows.name)
     return {"rows": len(found), "left_out": dict(left_out)}
 

@@ -70,6 +70,8 @@ def _seconds(engine: Engine, documents: Sequence[Document], reading: Reading) ->
     while done < len(documents) and spent < TRIAL_SECONDS:
         piece = documents[done : 2 * done + 1]
         began = time.perf_counter()
-        document_nll(engine, [d.text for d in piece], max_length=reading.max_length, max_tokens=reading.max_tokens)
+        document_nll(
+            engine, [d.text for d in piece], max_length=reading.max_length, max_tokens=reading.max_tokens
+        )
         done, spent = done + len(piece), time.perf_counter() - began
     return spent / max(len(piece), 1) * len(documents)

@@ -19,7 +19,6 @@ from maypole.serve.parrot.functions import CALLER, TEXT, Caller, Kind, SemanticF
 
 Result = TypeVar("Result")
 
-
 class Variable:
     """A text that is there or will be; outputs of typed functions are read as their type."""
 

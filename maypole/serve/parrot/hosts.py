@@ -72,12 +72,7 @@ class Host(Protocol):
         ...
 
     def run(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        model: str | None,
-        salt: str | None,
-        priority: int,
+        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int,
         attentive: Callable[[], bool],
     ) -> AsyncGenerator[list[Chunk], None]:
         """The completion in chunks, of which only the last has to come while nobody is `attentive`."""
@@ -124,12 +119,7 @@ class LocalHost:
         return Part(output.text, np.asarray(ids, dtype=np.int64))
 
     async def run(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        model: str | None,
-        salt: str | None,
-        priority: int,
+        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int,
         attentive: Callable[[], bool],
     ) -> AsyncGenerator[list[Chunk], None]:
         assert prompt.ids is not None
@@ -198,12 +188,7 @@ class RemoteHost:
         return Part(output.text)
 
     async def run(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        model: str | None,
-        salt: str | None,
-        priority: int,
+        self, prompt: Prompt, sampling: Sampling, model: str | None, salt: str | None, priority: int,
         attentive: Callable[[], bool],
     ) -> AsyncGenerator[list[Chunk], None]:
         extended = "extended" in self.engine.capabilities

@@ -47,7 +47,9 @@ def twice(a: Input, b: Output(**GREEDY), c: Output(**GREEDY)):
 def drawn(draw: random.Random, calls: int) -> list[tuple[str, list[int]]]:
     """Calls of `join` in a random graph: a text of its own, and the places of those it takes from."""
     beginnings = ["a long beginning that several prompts have in common, ", "", "another one of some length: "]
-    return [(f"{draw.choice(beginnings)}{n}", draw.sample(range(n), draw.randint(0, min(n, 3)))) for n in range(calls)]
+    return [
+        (f"{draw.choice(beginnings)}{n}", draw.sample(range(n), draw.randint(0, min(n, 3)))) for n in range(calls)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,9 @@ def test_watchers_are_told_the_whole_and_then_what_changed():
     for event in events[:-1]:
         for node in event["nodes"]:
             states.setdefault(node["id"], []).append(node["state"])
-    assert [list(dict.fromkeys(s)) for s in states.values()] == [["waiting", "queued", "running", "done"]] * 2
+    assert [list(dict.fromkeys(s)) for s in states.values()] == [
+        ["waiting", "queued", "running", "done"]
+    ] * 2
     last = events[-2]["totals"]
     assert (last["done"], last["said_tokens"], last["seconds"]) == (2, 5, pytest.approx(5.0))
 
