@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-_OFFSETS: dict[type, float | None] = {}
-"""What each class adds to its weight; None: it does something else."""
-
 
 @contextmanager
 def fast_norms(model: nn.Module) -> Iterator[None]:
-    """The RMS norms of `model` whose weights are in fp32 on a CPU run in fewer passes inside."""
-    norms: list[Any] = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm") and _plain(m)]
-    offsets = [_offset(norm) for norm in norms]
-    chosen = [(norm, offset) for norm, offset in zip(norms, offsets) if offset is not None]
+    """The RMS norms of `model` that are in fp32 on a CPU run in fewer passes inside."""
+    norms: list[Any] = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm") and "forward" not in vars(m)]
+    kinds = {type(norm): norm for norm in norms if _epsilon(norm) is not None}
+    offsets = {kind: _offset(norm) for kind, norm in kinds.items()}
+    chosen = [(norm, offset) for norm in norms if (offset := offsets.get(type(norm))) is not None]
     for norm, offset in chosen:
         vars(norm)["forward"] = functools.partial(_forward, norm, offset)
     try:
@@ -31,39 +29,27 @@ def fast_norms(model: nn.Module) -> Iterator[None]:
             del vars(norm)["forward"]
 
 
-def _plain(norm: Any) -> bool:
-    weight = getattr(norm, "weight", None)
-    return (
-        "forward" not in vars(norm)
-        and type(weight) is nn.Parameter
-        and len(list(norm.parameters())) == 1
-        and weight.ndim == 1
-        and weight.dtype == torch.float32
-        and weight.device.type == "cpu"
-        and _epsilon(norm) is not None
-    )
-
-
 def _epsilon(norm: Any) -> float | None:
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 
 @torch.no_grad()
 def _offset(norm: Any) -> float | None:
-    kind = type(norm)
-    if kind not in _OFFSETS:
-        scales = torch.tensor([[1e-3], [1.0], [9.0]])
-        x = torch.randn(3, len(norm.weight), generator=torch.Generator().manual_seed(0)) * scales
-        theirs = norm(x)
-        _OFFSETS[kind] = next(
-            (offset for offset in (0.0, 1.0) if torch.allclose(_forward(norm, offset, x), theirs, rtol=1e-5)), None
-        )
-    return _OFFSETS[kind]
+    """What the class of `norm` adds to its weight, tried on random numbers; None where it does something else."""
+    if list(norm._parameters) != ["weight"] or norm._modules or norm._buffers:
+        return None
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 8, generator=draw) * torch.tensor([[1e-3], [1.0], [9.0]])
+    alike: Any = object.__new__(type(norm))
+    vars(alike).update(vars(norm), _parameters={"weight": nn.Parameter(torch.randn(8, generator=draw))})
+    theirs = type(norm).forward(alike, x)
+    ours = ((offset, _forward(alike, offset, x)) for offset in (0.0, 1.0))
+    return next((offset for offset, found in ours if torch.allclose(found, theirs, rtol=1e-5)), None)
 
 
 def _forward(norm: Any, offset: float, x: torch.Tensor) -> torch.Tensor:
     """What `norm` makes of x: (…, d) -> (…, d)."""
-    if x.dtype != torch.float32 or x.device.type != "cpu":
+    if not (x.dtype == norm.weight.dtype == torch.float32 and x.device.type == norm.weight.device.type == "cpu"):
         return type(norm).forward(norm, x)
     weight = norm.weight + offset if offset else norm.weight
     found: Any = _RMSNorm.apply(x, weight, _epsilon(norm))
