@@ -9,38 +9,16 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
+from maypole.models.packing import PackedPlan, Reading
 from maypole.models.plan import AttentionSpec, attention_plan, current_plan
 
 PROVEN = "_maypole_reads_in_part"
 """On a model that was seen to give the same in this way."""
-
-
-class Reading(Protocol):
-    """Of `tokens` packed tokens those that are read, and who sees whom where only they ask."""
-
-    @property
-    def kept(self) -> torch.Tensor:
-        """(R,) their slots."""
-        ...
-
-    @property
-    def rest(self) -> torch.Tensor:
-        """(tokens - R,) the slots of the others."""
-        ...
-
-    @property
-    def place(self) -> torch.Tensor:
-        """(tokens,) where in the concatenation of both each slot stands."""
-        ...
-
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
-        """query: (R, heads, d), key and value: (tokens, kv_heads, d) -> (R, heads, d)."""
-        ...
 
 
 @contextmanager
@@ -62,7 +40,8 @@ def last_layer_in_part(lm: nn.Module) -> Iterator[None]:
 
 
 def _forward(forward: Callable[..., Any], hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    reading: Reading | None = getattr(current_plan(), "reading", None)
+    plan = current_plan()
+    reading = plan.reading if isinstance(plan, PackedPlan) else None
     if reading is None:
         return forward(hidden, *args, **kwargs)
     rest = _Rest()

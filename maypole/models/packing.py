@@ -117,7 +117,7 @@ class PackedPlan:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Of `tokens` packed tokens those that are read: what `maypole.models.last_layer` goes by.
+    """Those of the packed tokens that are read: what `maypole.models.last_layer` goes by.
 
     kept: (R,) their slots, in order; rest: (tokens - R,) the others'; place: (tokens,) where in the concatenation of
     both each slot stands. `plan` is that of the kept ones' queries.
@@ -306,7 +306,7 @@ def pack_rows(
 def _reading(
     rows: Sequence[np.ndarray], begins: np.ndarray, plan: PackedPlan, read: np.ndarray, *, whole: bool
 ) -> Reading | None:
-    """None where there is little that is not read."""
+    """None where nothing is read, or almost everything."""
     tokens = plan.tokens
     wanted = np.zeros(tokens, dtype=bool)
     wanted[read] = True
@@ -314,7 +314,7 @@ def _reading(
     kept = np.zeros(tokens, dtype=bool)
     for row, first in zip(rows, firsts):
         kept[row[first:]] = True
-    if kept.mean() > 1.0 - WORTH_SKIPPING:
+    if not 0.0 < kept.mean() <= 1.0 - WORTH_SKIPPING:
         return None
     slots, rest = np.nonzero(kept)[0], np.nonzero(~kept)[0]
     place = np.empty(tokens, dtype=np.int64)

@@ -82,6 +82,7 @@ def test_the_plan_keeps_what_follows_on_a_row_and_is_whole_where_little_is_not_r
     assert reading.rest.tolist() == [0, 1, 6, 7, 8, 9, 10]
     assert torch.cat([reading.kept, reading.rest])[reading.place].tolist() == list(range(12))
     assert pack_rows(rows, 12, whole=False, read=np.array([0, 6])).reading is None
+    assert pack_rows(rows, 12, whole=False, read=np.array([], dtype=np.int64)).reading is None
     assert pack_rows(rows, 12, whole=False).reading is None
 
 
