@@ -101,7 +101,8 @@ def test_the_python_form_makes_the_rounds_again(own, tmp_path):
             exec(program.replace(line, f"made = {line[:start]}out={str(here)!r}, seed={seed})"), found)
             break
         except UserError as error:
-            assert "it made no rows" in str(error)
+            if "it made no rows" not in str(error):
+                raise
     assert found["made"].finished
     assert (here / "model.safetensors").is_file()
 
