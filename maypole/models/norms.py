@@ -1,4 +1,4 @@
-"""RMS norms in fp32 on CPUs: a fifth of the passes over memory that transformers' own take, forward and backward.
+"""RMS norms in fp32 on CPUs, in fewer passes over memory than transformers' own take, forward and backward.
 
 A module is served where what it makes of random numbers is x / rms(x) times its weight, or one more than its weight
 (Gemma). Knows nothing about models but their norms.
