@@ -244,6 +244,7 @@ class Scheduler:
     def _admit(self, budget: int, pieces: list[tuple[Sequence, int]]) -> None:
         """Start the first of the queue while there is room for them and something left of the budget."""
         starting: list[Sequence] = []
+        absent: set[Target | None] = set()  # one that comes meanwhile is for the first who waits for it, a step later
         if any(s.target is not None and not s.generated for s in self.waiting):
             self.adapters.exchange()
         for sequence in sorted(self.waiting, key=_order):
@@ -252,8 +253,9 @@ class Scheduler:
             if not (self.admitting or sequence.generated):
                 continue
             if not sequence.generated:
-                bound = self.adapters.admit(sequence.target)
+                bound = None if sequence.target in absent else self.adapters.admit(sequence.target)
                 if bound is None:
+                    absent.add(sequence.target)
                     continue
                 sequence.adapter, sequence.version = bound
             if self._soon_known(sequence, starting):

@@ -168,6 +168,24 @@ def test_an_error_that_nobody_was_told_does_not_outlive_the_files_it_is_about(
     assert engine.generate(requests_of(["a"]))[0].finish_reason == "length"
 
 
+def test_who_asked_first_starts_first_though_the_adapter_comes_while_the_queue_is_read(
+    many: Path, monkeypatch: pytest.MonkeyPatch
+):
+    engine = engine_of(many, max_seqs=1)
+    engine.generate(requests_of(["a00"]))
+    admit, asked = engine.adapters.admit, list[Any]()
+
+    def late(target: Any) -> Any:
+        asked.append(target)
+        return None if len(asked) == 1 else admit(target)
+
+    monkeypatch.setattr(engine.adapters, "admit", late)
+    first, second = sequences = submitted(engine, requests_of(["a00", "a00"]))
+    step_while(engine, lambda: not first.generated)
+    assert not second.generated
+    step_until_done(engine, sequences)
+
+
 @pytest.mark.parametrize("drain", [True, False])
 def test_a_removed_adapter_drains_or_is_cancelled_and_nothing_of_it_stays(many: Path, drain: bool):
     engine = engine_of(many, max_seqs=2)
