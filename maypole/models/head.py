@@ -4,7 +4,7 @@ Nothing else in maypole computes logits over a vocabulary for more than a chunk.
 weights on log-probabilities here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,12 @@ CHUNK, CHUNK_ON_GPU = 256, 2048
 AT_ONCE, AT_ONCE_ON_GPU = 2**18, 2**26
 """Logits that are held in fp32 at a time: what stays in a CPU's cache, and enough to keep a GPU busy."""
 
-TOGETHER = 2**23
+TOGETHER = 2**24
 """Errors of logits that become the weight's gradient in one product, where chunks have fewer: to add what a chunk gives
 to the whole gradient takes a CPU as long as a third of the product."""
+
+HELD = 1e-30
+"""Probabilities above it are held in fp32 as exactly as others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,51 +127,74 @@ def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """With `weights` the gradient is accumulated during the forward; without, the backward recomputes the logits."""
+    """With E = softmax(z) - onehot(target) and g = dLoss/dlogp the gradient is -g (E W) in hidden, -E^T (g h) in the
+    weight and -E^T g in the bias: no (C, V) is multiplied by g, and E W is found where E is, before g is known.
+
+    With `weights` g is known in the forward; without, the backward needs E for weight and bias once more, and makes
+    again what was not kept of it.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden, weight, bias, targets, weights, softcap, scale, chunk):
+        wants_hidden, *wants = ctx.needs_input_grad[:3]
         dtype = _compute_dtype(hidden)
-        n = hidden.shape[0]
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w = hidden.to(dtype), weight.to(dtype)
-            logps = torch.empty(n, dtype=_at_least_fp32(dtype), device=hidden.device)
-            fused = weights is not None and any(ctx.needs_input_grad[:3])
-            grads = _Grads(ctx.needs_input_grad, hidden, weight, bias, dtype, chunk) if fused else None
-            for a in range(0, n, chunk):
-                rows = slice(a, min(a + chunk, n))
-                z = _capped(product(h[rows], w), bias, scale, softcap)
-                logps[rows] = _logps(z, targets[rows])
-                if grads is not None and weights is not None:
-                    grads.add(rows, z, targets[rows], logps[rows], weights[rows], h, w, scale, softcap)
-            if grads is not None:
-                ctx.save_for_backward(*grads.tensors())
-            elif weights is None:
-                ctx.save_for_backward(hidden, weight, bias, targets, logps)
-        ctx.settings = (softcap, scale, chunk, dtype, fused)
-        total: torch.Tensor | None = None
-        if weights is not None:
-            total = (weights * logps).sum()
-            ctx.mark_non_differentiable(logps)
-        return logps, total
+            rows = _Rows(hidden.to(dtype), weight.to(dtype), bias, targets, softcap, scale, chunk)
+            sums = _Sums(rows, *wants) if any(wants) else None
+            logps = torch.empty(len(hidden), dtype=_at_least_fp32(dtype), device=hidden.device)
+            pushed = torch.empty_like(rows.hidden) if wants_hidden else None
+            kept: torch.Tensor | None = None
+            for block in rows.blocks(held=sums is not None):
+                keeps = weights is not None or (block.start == 0 and rows.may_keep(block))
+                errors = rows.room(block) if sums is not None and keeps else None
+                for part in rows.chunks(block):
+                    if sums is None and pushed is None:
+                        logps[part] = _logps(rows.logits(part), targets[part])
+                        continue
+                    room = rows.room(part) if errors is None else _within(errors, block, part)
+                    logps[part] = rows.errors(part, room)
+                    if pushed is not None:
+                        pushed[part] = product(room, rows.weight.t())
+                if sums is not None and errors is not None and weights is not None:
+                    sums.add(block, errors, weights[block])
+                elif errors is not None:
+                    kept = errors
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
+        ctx.rows = (softcap, scale, chunk)
+        ctx.fused = weights is not None
+        if weights is None:
+            ctx.save_for_backward(rows.hidden, rows.weight, bias, targets, pushed, kept)
+            return logps, None
+        ctx.mark_non_differentiable(logps)
+        found = (_times(weights, pushed), *((None, None) if sums is None else sums.tensors()))
+        ctx.save_for_backward(*(None if g is None else g.to(dtype) for g, dtype in zip(found, ctx.dtypes)))
+        return logps, (weights * logps).sum()
 
     @staticmethod
     def backward(ctx: Any, *upstreams: Any) -> Any:
         upstream, upstream_total = upstreams
-        softcap, scale, chunk, dtype, fused = ctx.settings
-        if fused:
-            dh, dw, db = ctx.saved_tensors
-            grads = [None if g is None else g * upstream_total.to(g.dtype) for g in (dh, dw, db)]
-            return (*grads, None, None, None, None, None)
-        hidden, weight, bias, targets, logps = ctx.saved_tensors
-        grads = _Grads(ctx.needs_input_grad, hidden, weight, bias, dtype, chunk)
-        with torch.autocast(hidden.device.type, enabled=False):
-            h, w = hidden.to(dtype), weight.to(dtype)
-            for a in range(0, hidden.shape[0], chunk):
-                rows = slice(a, min(a + chunk, hidden.shape[0]))
-                z = _capped(product(h[rows], w), bias, scale, softcap)
-                grads.add(rows, z, targets[rows], logps[rows], upstream[rows], h, w, scale, softcap)
-        return (*grads.tensors(), None, None, None, None, None)
+        if ctx.fused:
+            made = [None if g is None else g * upstream_total.to(g.dtype) for g in ctx.saved_tensors]
+            return (*made, None, None, None, None, None)
+        hidden, weight, bias, targets, pushed, kept = ctx.saved_tensors
+        grads = [_times(upstream, pushed), None, None]
+        if any(ctx.needs_input_grad[1:3]):
+            rows = _Rows(hidden, weight, bias, targets, *ctx.rows)
+            sums = _Sums(rows, *ctx.needs_input_grad[1:3])
+            with torch.autocast(hidden.device.type, enabled=False):
+                for block in rows.blocks(held=True):
+                    errors = kept if block.start == 0 and kept is not None else rows.room(block)
+                    for part in rows.chunks(block) if errors is not kept else ():
+                        rows.errors(part, _within(errors, block, part))
+                    sums.add(block, errors, upstream[block])
+            grads[1:] = sums.tensors()
+        grads = [None if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes)]
+        return (*grads, None, None, None, None, None)
+
+
+def _times(g: torch.Tensor, pushed: torch.Tensor | None) -> torch.Tensor | None:
+    """-g E W from E W."""
+    return None if pushed is None else -g[:, None] * pushed
 
 
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
@@ -191,71 +217,126 @@ def _capped(z, bias, scale, softcap):
     return z if softcap is None else torch.tanh(z / softcap) * softcap
 
 
+def _few(z: torch.Tensor) -> int:
+    """Rows of z that are held in fp32 at a time."""
+    return max(1, (AT_ONCE if z.device.type == "cpu" else AT_ONCE_ON_GPU) // z.shape[1])
+
+
 def _logps(z: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """log softmax(z) in fp32 at `targets`, a few rows at a time. z: (C, V) -> (C,)."""
-    wide = _at_least_fp32(z.dtype)
-    few = max(1, (AT_ONCE if z.device.type == "cpu" else AT_ONCE_ON_GPU) // z.shape[1])
-    found = [
-        torch.log_softmax(part, dim=1, dtype=wide).gather(1, targets[a : a + few, None])
-        for a, part in zip(range(0, len(z), few), z.split(few))
-    ]
-    return torch.cat(found).squeeze(1)
+    wide, few = _at_least_fp32(z.dtype), _few(z)
+    pieces = zip(z.split(few), targets.split(few))
+    return torch.cat([_log_at(torch.softmax(some, 1, wide), some, whose[:, None]) for some, whose in pieces])[:, 0]
 
 
-class _Grads:
-    """Gradients of sum(g * log p) with respect to hidden, weight and bias, accumulated chunk by chunk.
+def _log_at(p: torch.Tensor, z: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log p at `targets`, also where p is too small to be held. p = softmax(z): (C, V), targets: (C, 1) -> (C, 1).
 
-    With E = softmax(z) - onehot(target) those are -g E W, -E^T (g h) and -E^T g: no (C, V) is multiplied by g.
+    The same number with and without a gradient, whatever the other rows are.
     """
+    theirs = p.gather(1, targets)
+    held = theirs > HELD
+    if p.device.type == "cpu" and bool(held.all()):  # on a GPU to ask would be to wait
+        return theirs.log()
+    highest = p.amax(1, keepdim=True).log() - z.amax(1, keepdim=True)
+    return torch.where(held, theirs.log(), z.gather(1, targets).to(p.dtype) + highest)
 
-    def __init__(
-        self,
-        needs: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        dtype: torch.dtype,
-        chunk: int,
-    ) -> None:
-        wide = _at_least_fp32(weight.dtype)
-        self.hidden = torch.empty_like(hidden) if needs[0] else None
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """N rows before the head, a chunk or a block of chunks at a time. hidden: (N, d), weight: (V, d), targets: (N,)."""
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    targets: torch.Tensor
+    softcap: float | None
+    scale: float
+    chunk: int
+
+    def blocks(self, *, held: bool) -> Iterator[slice]:
+        """All rows, in blocks whose errors fit into memory where they are `held`, one chunk at least."""
+        size = self.chunk * (max(1, TOGETHER // (self.chunk * len(self.weight))) if held else 1)
+        yield from _pieces(slice(0, len(self.hidden)), size)
+
+    def chunks(self, block: slice) -> Iterator[slice]:
+        yield from _pieces(block, self.chunk)
+
+    def may_keep(self, block: slice) -> bool:
+        """Whether the errors of a block may stay from forward to backward."""
+        return (block.stop - block.start) * len(self.weight) <= TOGETHER
+
+    def room(self, part: slice) -> torch.Tensor:
+        return self.hidden.new_empty(part.stop - part.start, len(self.weight))
+
+    def logits(self, part: slice, room: torch.Tensor | None = None) -> torch.Tensor:
+        """(C, V), in `room` where that may be."""
+        z = product(self.hidden[part], self.weight, room)
+        return _capped(z, self.bias, self.scale, self.softcap)
+
+    def errors(self, part: slice, out: torch.Tensor) -> torch.Tensor:
+        """softmax(z) - onehot(target), through softcap and scale, to `out`, (C, V); log p(target), (C,)."""
+        z, targets = self.logits(part, out), self.targets[part]
+        few, found = _few(z), []
+        for some, whose, room in zip(z.split(few), targets.split(few), out.split(few)):
+            error = torch.softmax(some, dim=1, dtype=_at_least_fp32(z.dtype))
+            logps = _log_at(error, some, whose[:, None])
+            found.append(logps)
+            # The target's own error is 1 - p, which rounding would leave nothing of where p is almost 1.
+            error.scatter_(1, whose[:, None], torch.expm1(logps))
+            if self.softcap is not None:
+                error.mul_(1.0 - (some / self.softcap) ** 2)
+            if self.scale != 1.0:
+                error.mul_(self.scale)
+            room.copy_(error)
+        return torch.cat(found).squeeze(1)
+
+
+def _within(whole: torch.Tensor, block: slice, part: slice) -> torch.Tensor:
+    """What of the rows of `block` are those of `part`."""
+    return whole[part.start - block.start : part.stop - block.start]
+
+
+def _pieces(whole: slice, size: int) -> Iterator[slice]:
+    for a in range(whole.start, whole.stop, size):
+        yield slice(a, min(a + size, whole.stop))
+
+
+class _Sums:
+    """The gradient of sum(g * log p) in weight and bias, from the errors of a block after the other."""
+
+    def __init__(self, rows: _Rows, wants_weight: bool, wants_bias: bool) -> None:
+        weight, self.rows = rows.weight, rows
+        self.wants = (wants_weight, wants_bias)
         # In fp32 the product that has fewer rows is the faster one on CPUs, and its sum is turned round.
-        self.turned = dtype == torch.float32 and weight.device.type == "cpu" and weight.shape[0] > weight.shape[1]
-        layout = weight.t() if self.turned else weight
-        self.weight = layout.new_zeros(layout.shape, dtype=wide) if needs[1] else None
-        self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
-        self.dtypes = (weight.dtype, bias.dtype if bias is not None else None)
-        chunks = TOGETHER // (chunk * weight.shape[0]) if needs[1] else 1
-        together = min(max(1, chunks) * chunk, len(hidden))
-        self.errors = hidden.new_empty(together, weight.shape[0], dtype=dtype)
-        self.pushed = hidden.new_empty(together, weight.shape[1], dtype=dtype)
+        turns = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.shape[0] > weight.shape[1]
+        self.turned = turns
+        self.weight: torch.Tensor | None = None
+        self.bias: torch.Tensor | None = None
 
-    def add(self, rows, z, targets, logps, g, h, w, scale, softcap) -> None:
-        """z: (C, V), targets, logps and g = dLoss/dlogp: (C,), h: (N, d), w: (V, d); `rows` one chunk after another."""
-        minus = -g.to(logps.dtype)[:, None]
-        first = rows.start % len(self.errors)
-        end = first + len(z)
-        kept = self.errors[first:end]
-        error = torch.softmax(z, dim=1, out=kept) if z.dtype == kept.dtype else torch.softmax(z, dim=1)
-        # The target's own error is 1 - p, which rounding would leave nothing of where p is almost 1.
-        error[torch.arange(len(targets), device=z.device), targets] = torch.expm1(logps).to(error.dtype)
-        if softcap is not None:
-            error.mul_(1.0 - (z / softcap) ** 2)
-        if scale != 1.0:
-            error.mul_(scale)
-        if self.bias is not None:
-            self.bias += (error * minus).sum(0)
-        if error is not kept:
-            kept.copy_(error)
-        if self.hidden is not None:
-            self.hidden[rows] = minus * product(kept, w.t())
-        if self.weight is not None:
-            self.pushed[first:end] = minus * h[rows]
-            if end == len(self.errors) or rows.stop == len(h):
-                errors, pushed = self.errors[:end].t(), self.pushed[:end].t()
-                self.weight += product(pushed, errors) if self.turned else product(errors, pushed)
+    def add(self, block: slice, errors: torch.Tensor, g: torch.Tensor) -> None:
+        """errors: (B, V), g: (B,)."""
+        minus = -g.to(_at_least_fp32(errors.dtype))[:, None]
+        if self.wants[1]:
+            for some, theirs in zip(errors.split(CHUNK), minus.split(CHUNK)):
+                self.bias = _plus(self.bias, (some * theirs).sum(0))
+        if self.wants[0]:
+            hidden = self.rows.hidden[block]
+            pair = errors.t(), (minus * hidden).to(hidden.dtype).t()
+            self.weight = _plus(self.weight, product(*(reversed(pair) if self.turned else pair)))
 
-    def tensors(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        weight = None if self.weight is None else (self.weight.t() if self.turned else self.weight).to(self.dtypes[0])
-        bias = None if self.bias is None else self.bias.to(self.dtypes[1])
-        return self.hidden, weight, bias
+    def tensors(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Both, each None where it is not wanted."""
+        weight, bias = self.weight, self.bias
+        if weight is not None and self.turned:
+            weight = weight.t()
+        if self.wants[0] and weight is None:
+            weight = torch.zeros_like(self.rows.weight)
+        if self.wants[1] and bias is None and self.rows.bias is not None:
+            bias = torch.zeros_like(self.rows.bias)
+        return weight, bias
+
+
+def _plus(sum: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
+    """In fp32 at least."""
+    return more.to(_at_least_fp32(more.dtype)) if sum is None else sum.add_(more)

@@ -196,28 +196,39 @@ def _explicit(
 
     q: (n, Q, heads, d); k, v: (n, L, kv_heads, d); bias: (1, heads / kv_heads * Q, L), or of each row (n, 1, Q, L).
     """
-    n, asking, heads, d = q.shape
-    length, kv = k.shape[1], k.shape[2]
-    fold = heads // kv
-    q = q.view(n, asking, kv, fold, d).permute(0, 2, 3, 1, 4).reshape(n * kv, fold * asking, d)
-    k = k.permute(0, 2, 1, 3).reshape(n * kv, length, d)
-    v = v.permute(0, 2, 1, 3).reshape(n * kv, length, v.shape[3])
     with torch.autocast(q.device.type, enabled=False):
         if spec.softcap is None and spec.dropout == 0.0:
             found: Any = _Explicit.apply(q, k, v, bias, spec.scaling)
-            out: torch.Tensor = found
-        else:
-            scores = torch.bmm(q, k.mT)
-            if spec.softcap is not None:
-                scores = torch.tanh(scores * (spec.scaling / spec.softcap)) * spec.softcap
-            weights = _softmax(_biased(scores, bias, 1.0 if spec.softcap is not None else spec.scaling)).to(v.dtype)
-            out = torch.bmm(F.dropout(weights, spec.dropout), v)
-    return out.view(n, kv, fold, asking, -1).permute(0, 3, 1, 2, 4).reshape(n, asking, heads, -1)
+            return found
+        kv = k.shape[2]
+        scores = torch.bmm(_folded(q, kv), _by_head(k).mT)
+        if spec.softcap is not None:
+            scores = torch.tanh(scores * (spec.scaling / spec.softcap)) * spec.softcap
+        weights = _softmax(_biased(scores, bias, 1.0 if spec.softcap is not None else spec.scaling)).to(v.dtype)
+        return _unfolded(torch.bmm(F.dropout(weights, spec.dropout), _by_head(v)), q)
+
+
+def _folded(x: torch.Tensor, kv: int) -> torch.Tensor:
+    """(n, Q, heads, d) -> (n kv, heads / kv Q, d): the query heads of a kv head one after the other."""
+    n, asking, heads, d = x.shape
+    return x.view(n, asking, kv, heads // kv, d).permute(0, 2, 3, 1, 4).reshape(n * kv, heads // kv * asking, d)
+
+
+def _unfolded(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`_folded` undone: (n kv, heads / kv Q, d) -> (n, Q, heads, d) where `like` is (n, Q, heads, …)."""
+    n, asking, heads, _ = like.shape
+    kv = x.shape[0] // n
+    return x.view(n, kv, heads // kv, asking, -1).permute(0, 3, 1, 2, 4).reshape(n, asking, heads, -1)
+
+
+def _by_head(x: torch.Tensor) -> torch.Tensor:
+    """(n, L, kv, d) -> (n kv, L, d)."""
+    return x.permute(0, 2, 1, 3).reshape(x.shape[0] * x.shape[2], x.shape[1], -1)
 
 
 class _Explicit(torch.autograd.Function):
-    """softmax(scaling q k^T + bias) v. q: (n kv_heads, A, d), k: (n kv_heads, L, d), v: (n kv_heads, L, d_v), bias as
-    `_explicit` has it. Of what is made on the way the weights are kept, in the type of q.
+    """softmax(scaling q k^T + bias) v, shapes as in `_explicit`. Of what is made on the way the weights are kept, in
+    the type of q.
 
     Both ways multiply by the same three kinds of product: of each shape oneDNN writes code first, which takes longer
     than to run it once.
@@ -227,20 +238,24 @@ class _Explicit(torch.autograd.Function):
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        weights = _softmax(_biased(torch.bmm(q, k.mT), bias, scaling)).to(q.dtype)
-        ctx.save_for_backward(q, k, v, weights)
+        folded, k, v = _folded(q, k.shape[2]), _by_head(k), _by_head(v)
+        weights = _softmax(_biased(torch.bmm(folded, k.mT), bias, scaling)).to(q.dtype)
+        ctx.save_for_backward(folded, k, v, weights)
         ctx.scaling = scaling
-        return torch.bmm(weights, v)
+        return _unfolded(torch.bmm(weights, v), q)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
         q, k, v, weights = ctx.saved_tensors
-        upstream = upstream.contiguous()
-        error = torch.bmm(upstream, v.mT)
+        n, kv = len(upstream), len(k) // len(upstream)
+        folded = _folded(upstream, kv)
+        error = torch.bmm(folded, v.mT)
         error = torch.ops.aten._softmax_backward_data(error, weights, -1, weights.dtype)
         dq, dk = torch.bmm(error, k).mul_(ctx.scaling), torch.bmm(error.mT, q).mul_(ctx.scaling)
-        return dq, dk, torch.bmm(weights.mT, upstream), None, None
+        dv = torch.bmm(weights.mT, folded)
+        dk, dv = (x.view(n, kv, *x.shape[1:]).transpose(1, 2) for x in (dk, dv))
+        return _unfolded(dq, upstream), dk, dv, None, None
 
 
 def _biased(scores: torch.Tensor, bias: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -34,9 +34,12 @@ def fast_products(model: nn.Module) -> Iterator[None]:
             del vars(layer)["forward"]
 
 
-def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x weight^T without a gradient. x: (n, d_in), weight: (d_out, d_in) -> (n, d_out)."""
-    return _by_onednn(x, weight, None) if _serves(x, weight) else x @ weight.t()
+def product(x: torch.Tensor, weight: torch.Tensor, room: torch.Tensor | None = None) -> torch.Tensor:
+    """x weight^T without a gradient, in `room` where there is some and the product can be written there.
+
+    x: (n, d_in), weight: (d_out, d_in) -> (n, d_out).
+    """
+    return _by_onednn(x, weight, None) if _serves(x, weight) else torch.mm(x, weight.t(), out=room)
 
 
 def _serves(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -24,6 +24,7 @@ from maypole.models.forward import self_test
 from maypole.models.language_model import LanguageModel
 from maypole.models.plan import attention_plan, current_plan
 from maypole.models.score_head import has_score_head
+from maypole.train.allocator import memory_kept
 from maypole.train.config import TrainConfig
 from maypole.train.estimate import Estimate, choose_checkpointing, estimate
 from maypole.train.objective import Objective, Rounds
@@ -157,6 +158,7 @@ def _train(
         plan |= {name: value for name in _MEMORY if (value := getattr(config, name)) != "auto"}
         source.tokens_per_batch = plan["tokens_per_batch"]
         with (
+            memory_kept() if device.type == "cpu" else nullcontext(),
             masters(lm.model, plan["precision"], lm.dtype),
             _checkpointing(lm, plan["gradient_checkpointing"]),
             settled(reference, before, lm, config, source.rounds) as held_to,

@@ -144,3 +144,40 @@ def test_in_bf16_the_gradient_of_a_target_that_is_almost_certain_is_not_rounded_
         logps = token_logprobs(hidden, weight, targets)
     for g, w in zip(torch.autograd.grad(logps.sum(), (hidden, weight)), want):
         assert (g - w).abs().max() < 0.01 * w.abs().max()
+
+
+def test_a_target_that_is_too_unlikely_to_be_held_has_its_logprob_with_and_without_a_gradient():
+    hidden, weight, targets = torch.zeros(3, 4), torch.zeros(5, 4), torch.tensor([0, 1, 2])
+    hidden[:, 0], weight[1, 0], weight[2, 0] = torch.tensor([20.0, 20.0, 1.0]), 20.0, -20.0
+    want = _reference(hidden.double(), weight.double(), None, targets, None, 1.0)
+    got = token_logprobs(hidden.requires_grad_(), weight.requires_grad_(), targets)
+    with torch.no_grad():
+        assert torch.equal(token_logprobs(hidden, weight, targets), got.detach())
+        assert torch.equal(token_logprobs(hidden[1:2], weight, targets[1:2]), got.detach()[1:2])
+    assert float(want.min()) < -300
+    torch.testing.assert_close(got.detach().double(), want, atol=1e-4, rtol=1e-6)
+    wanted = torch.autograd.grad(_reference(hidden, weight, None, targets, None, 1.0).sum(), (hidden, weight))
+    for g, w in zip(torch.autograd.grad(got.sum(), (hidden, weight)), wanted):
+        torch.testing.assert_close(g, w)
+
+
+@pytest.mark.parametrize("together", [head.TOGETHER, 100, 1])
+def test_a_frozen_head_takes_two_products_and_a_trained_one_three_where_its_errors_fit(
+    together: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(head, "TOGETHER", together)
+    hidden, weight, _, targets, weights = _data(20, 4, 8)
+    sizes: list[tuple[int, ...]] = []
+
+    def counted(x: torch.Tensor, weight: torch.Tensor, room: torch.Tensor | None = None) -> torch.Tensor:
+        sizes.append((len(x), len(weight), x.shape[1]))
+        return torch.mm(x, weight.t(), out=room)
+
+    monkeypatch.setattr(head, "product", counted)
+    work = {}
+    for name, w in (("frozen", weight.detach()), ("trained", weight)):
+        sizes.clear()
+        (token_logprobs(hidden, w, targets, chunk=4) * weights).sum().backward()
+        work[name] = sum(a * b * c for a, b, c in sizes) / (20 * 4 * 8)
+    assert work["frozen"] == 2
+    assert work["trained"] == {head.TOGETHER: 3.0, 100: 3.4, 1: 4.0}[together]
