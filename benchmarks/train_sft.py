@@ -31,9 +31,15 @@ from maypole.train.objective import Need
 from maypole.train.supervised import negative_log_likelihood
 
 ROWS_PER_STEP = 32
-LONGEST = 539
+LENGTHS = {"log-normal": ((3.9, 3.9), 0.75, 539), "chat": ((4.83, 5.52), 0.6, 1023)}
+"""Means of the logarithm of prompt and completion, its deviation, and the longest row."""
 COMMON = {"learning_rate": 1e-3, "lr_scheduler_type": "constant"}
-VOCABULARY = {"s8k": 8192, "m32k": 32000}
+SHAPES: dict[str, dict[str, int]] = {
+    "s8k": {"vocab_size": 8192},
+    "m32k": {"vocab_size": 32000},
+    "0.5B": {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+             "num_attention_heads": 14, "num_key_value_heads": 2},
+}  # fmt: skip
 TRL = {
     "padded 32 x 1": {"batch": 32, "accumulate": 1},
     "padded 8 x 4": {"batch": 8, "accumulate": 4},
@@ -122,6 +128,8 @@ class Stopwatch(TrainerCallback):
 
     def _mark(self, state: Any) -> None:
         if state.global_step in self.at:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.marks.append((self.tokens(state), time.perf_counter(), time.process_time()))
 
 
@@ -130,26 +138,30 @@ def data(arm: Arm) -> list[dict[str, list[int]]]:
     rng = np.random.default_rng(0)
     count = arm.get("rows") or (arm["warmup"] + arm["steps"] + 1) * ROWS_PER_STEP
     rows = []
+    means, deviation, longest = LENGTHS.get(arm["lengths"], ((0.0, 0.0), 0.0, 128))
     for _ in range(count):
-        sides = np.array([64, 64]) if arm["lengths"] == "uniform" else rng.lognormal(3.9, 0.75, 2).astype(int) + 2
-        prompt, completion = (sides * min(1.0, LONGEST / sides.sum())).astype(int)
-        ids = rng.integers(3, VOCABULARY[arm["shape"]], prompt + completion)
+        uniform = arm["lengths"] == "uniform"
+        sides = np.array([64, 64]) if uniform else rng.lognormal(means, deviation).astype(int) + 2
+        prompt, completion = (sides * min(1.0, longest / sides.sum())).astype(int)
+        ids = rng.integers(3, SHAPES[arm["shape"]]["vocab_size"], prompt + completion)
         rows.append({"input_ids": ids.tolist(), "completion_mask": [0] * prompt + [1] * completion})
     return rows
 
 
-def model_and_tokenizer(shape: str) -> tuple[Any, PreTrainedTokenizerFast]:
-    """Llama with d 256, 6 layers, 8/4 heads, tied embeddings, from seed 0; a tokenizer that only names pad and end."""
-    size = VOCABULARY[shape]
+def model_and_tokenizer(shape: str, device: str = "cpu") -> tuple[Any, PreTrainedTokenizerFast]:
+    """Llama with d 256, 6 layers and 8/4 heads unless told otherwise, tied embeddings, from seed 0; a tokenizer that
+    only names pad and end."""
+    sizes = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8,
+             "num_key_value_heads": 4} | SHAPES[shape]  # fmt: skip
     config = transformers.LlamaConfig(
-        vocab_size=size, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2,
-    )  # fmt: skip
+        max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes
+    )
     torch.manual_seed(0)
-    inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
+    words = {f"w{i}": i for i in range(sizes["vocab_size"])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="w0", bos_token="w1", eos_token="w2")
-    return transformers.AutoModelForCausalLM.from_config(config), tokenizer
+    with torch.device(device):
+        return transformers.AutoModelForCausalLM.from_config(config), tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +183,7 @@ class GivenTokens:
 
 
 def train_ours(arm: Arm, rows: list[dict[str, list[int]]], watch: Stopwatch, folder: str) -> None:
-    model, tokenizer = model_and_tokenizer(arm["shape"])
+    model, tokenizer = model_and_tokenizer(arm["shape"], arm.get("device", "cpu"))
     config = TrainConfig(
         max_steps=watch.at[1], examples_per_step=ROWS_PER_STEP, shuffle=False, precision=arm["precision"],
         gradient_checkpointing=False, save_steps=10_000, **COMMON,
@@ -183,10 +195,11 @@ def train_ours(arm: Arm, rows: list[dict[str, list[int]]], watch: Stopwatch, fol
 def train_trl(arm: Arm, rows: list[dict[str, list[int]]], watch: Stopwatch, folder: str) -> None:
     from trl import SFTConfig, SFTTrainer
 
-    model, tokenizer = model_and_tokenizer(arm["shape"])
+    model, tokenizer = model_and_tokenizer(arm["shape"], arm.get("device", "cpu"))
     config = SFTConfig(
         output_dir=folder, max_steps=watch.at[1], per_device_train_batch_size=arm["batch"],
-        gradient_accumulation_steps=arm["accumulate"], bf16=arm["precision"] == "bf16", use_cpu=True,
+        gradient_accumulation_steps=arm["accumulate"], bf16=arm["precision"] == "bf16",
+        use_cpu=arm.get("device") is None,
         gradient_checkpointing=False, optim="adamw_torch_fused", completion_only_loss=True,
         train_sampling_strategy=arm.get("sampling", "sequential"), packing="pack" in arm,
         max_length=arm.get("pack", 1024), logging_first_step=True, save_strategy="no", report_to="none",

@@ -20,8 +20,8 @@ AT_ONCE, AT_ONCE_ON_GPU = 2**18, 2**26
 """Logits that are held in fp32 at a time: what stays in a CPU's cache, and enough to keep a GPU busy."""
 
 TOGETHER = 2**24
-"""Errors of logits that become the weight's gradient in one product, where chunks have fewer: to add what a chunk gives
-to the whole gradient takes a CPU as long as a third of the product."""
+"""Errors of logits that are held until the weight's gradient is made of them in one product, where chunks have fewer:
+to add what a chunk gives to the whole gradient takes a CPU as long as a third of the product."""
 
 HELD = 1e-30
 """Probabilities above it are held in fp32 as exactly as others."""
@@ -84,8 +84,9 @@ def token_logprobs(
 ) -> torch.Tensor:
     """log p(target) of each row. hidden: (N, d), weight: (V, d), targets: (N,) -> (N,) in fp32.
 
-    Differentiable in hidden, weight and bias: the backward recomputes each chunk's logits (4 matrix products in all),
-    so any loss that is a function of log-probs costs no more memory than `chunk` rows of logits (`rows_at_once`).
+    Differentiable in hidden, weight and bias, for any loss that is a function of log-probs. Of logits no more is held
+    than `chunk` rows (`rows_at_once`), or `TOGETHER` numbers where those are more: what the weight's gradient needs of
+    rows beyond them is computed twice. 2 matrix products with a frozen weight, else 3, and a 4th for those rows.
     """
     chunk = chunk or rows_at_once(hidden.device)
     outputs: Any = _TokenLogprobs.apply(hidden, weight, bias, targets, None, softcap, scale, chunk)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maypole.models.instead import forwards
 from maypole.models.packing import PackedPlan, Reading
 from maypole.models.plan import AttentionSpec, attention_plan, current_plan
 
@@ -29,14 +30,8 @@ def last_layer_in_part(lm: nn.Module) -> Iterator[None]:
     """
     kinds: Any = getattr(lm, "_no_split_modules", None) or ()
     layers = [module for module in lm.modules() if type(module).__name__ in kinds] if hasattr(lm, PROVEN) else []
-    if not layers or "forward" in vars(layers[-1]):
+    with forwards({layer: functools.partial(_forward, layer.forward) for layer in layers[-1:]}):
         yield
-        return
-    vars(layers[-1])["forward"] = functools.partial(_forward, layers[-1].forward)
-    try:
-        yield
-    finally:
-        del vars(layers[-1])["forward"]
 
 
 def _forward(forward: Callable[..., Any], hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

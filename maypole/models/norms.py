@@ -12,21 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from maypole.models.instead import forwards
+
 
 @contextmanager
 def fast_norms(model: nn.Module) -> Iterator[None]:
     """The RMS norms of `model` that are in fp32 on a CPU run in fewer passes inside."""
-    norms: list[Any] = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm") and "forward" not in vars(m)]
+    norms: list[Any] = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
     kinds = {type(norm): norm for norm in norms if _epsilon(norm) is not None}
     offsets = {kind: _offset(norm) for kind, norm in kinds.items()}
     chosen = [(norm, offset) for norm in norms if (offset := offsets.get(type(norm))) is not None]
-    for norm, offset in chosen:
-        vars(norm)["forward"] = functools.partial(_forward, norm, offset)
-    try:
+    with forwards({norm: functools.partial(_forward, norm, offset) for norm, offset in chosen}):
         yield
-    finally:
-        for norm, _ in chosen:
-            del vars(norm)["forward"]
 
 
 def _epsilon(norm: Any) -> float | None:

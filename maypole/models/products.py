@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from maypole.models.instead import forwards
+
 _WORTH = 2**14
 """Numbers of a weight from which on oneDNN's own preparations are paid for; rows do not count, so that the numbers of
 a row do not depend on how many there are."""
@@ -23,15 +25,10 @@ a row do not depend on how many there are."""
 @contextmanager
 def fast_products(model: nn.Module) -> Iterator[None]:
     """The linear layers of `model` that are in fp32 on a CPU multiply by oneDNN inside, forward and backward."""
-    layers = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D) and "forward" not in vars(m)]
-    chosen: list[Any] = [m for m in layers if m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
-    for layer in chosen:
-        vars(layer)["forward"] = functools.partial(_forward, layer)
-    try:
+    layers: list[Any] = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D)]
+    chosen = [m for m in layers if m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
+    with forwards({layer: functools.partial(_forward, layer) for layer in chosen}):
         yield
-    finally:
-        for layer in chosen:
-            del vars(layer)["forward"]
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, room: torch.Tensor | None = None) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from maypole.core.progress import duration, say
 from maypole.models.attention import packed_execution
 from maypole.models.forward import packed_hidden
-from maypole.models.head import head_of, rows_at_once, weighted_logprobs
+from maypole.models.head import TOGETHER, head_of, rows_at_once, weighted_logprobs
 from maypole.models.language_model import LanguageModel
 from maypole.models.quantized import count
 from maypole.models.score_head import has_score_head, score_states
@@ -106,7 +106,7 @@ def choose_checkpointing(lm: LanguageModel, source: Source, plan: dict[str, Any]
 
 
 def peak_memory(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> int:
-    """Bytes at the largest step: what is there before it, gradients and moments, activations, a chunk of logits."""
+    """Bytes at the largest step: what is there before it, gradients and moments, activations, logits of the head."""
     config: Any = lm.transformer.config.get_text_config()
     seen = trial(lm, source, plan["precision"])
     parameters = list(lm.model.parameters())
@@ -119,7 +119,8 @@ def peak_memory(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> int:
     kept = layer + 4 * config.hidden_size * layers * tokens if plan["gradient_checkpointing"] else layer * layers
     activations = ALLOCATED * (kept + layer)  # the gradients of a layer's activations stand beside them
     logits = rows_at_once(lm.device) * config.vocab_size * (4 + 4 + 2) + 4 * config.vocab_size * config.hidden_size
-    head = 0 if has_score_head(lm.model) else logits
+    errors = (2 if plan["precision"] == "bf16" else 4) * min(TOGETHER, tokens * config.vocab_size)
+    head = 0 if has_score_head(lm.model) else logits + errors
     code = KEPT_CODE_BYTES if plan["precision"] == "bf16" and lm.device.type == "cpu" else 0
     optimiser = 4 * (1 + source.moments) * trainable  # with the gradient
     return int(seen.there + optimiser + seen.saved_always + activations + head + code)

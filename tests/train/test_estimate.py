@@ -53,7 +53,8 @@ def test_memory_grows_with_the_tokens_of_a_batch_and_shrinks_when_recomputed(tmp
     large = peak_memory(lm, source, {**PLAN, "tokens_per_batch": 2048})
     recomputed = peak_memory(lm, source, {**PLAN, "tokens_per_batch": 2048, "gradient_checkpointing": True})
     per_token = trial(lm, source, "fp32").saved_per_token
-    assert large - small == pytest.approx(1.25 * 1536 * per_token * 7 / 6, rel=1e-6)
+    errors = 4 * 1536 * lm.model.config.vocab_size  # of the head, while they are few
+    assert large - small == pytest.approx(1.25 * 1536 * per_token * 7 / 6 + errors, rel=1e-6)
     assert small < recomputed < large
 
 
