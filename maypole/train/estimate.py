@@ -119,8 +119,9 @@ def peak_memory(lm: LanguageModel, source: Source, plan: dict[str, Any]) -> int:
     kept = layer + 4 * config.hidden_size * layers * tokens if plan["gradient_checkpointing"] else layer * layers
     activations = ALLOCATED * (kept + layer)  # the gradients of a layer's activations stand beside them
     logits = rows_at_once(lm.device) * config.vocab_size * (4 + 4 + 2) + 4 * config.vocab_size * config.hidden_size
-    errors = (2 if plan["precision"] == "bf16" else 4) * min(TOGETHER, tokens * config.vocab_size)
-    head = 0 if has_score_head(lm.model) else logits + errors
+    head = 0 if has_score_head(lm.model) else logits
+    if head and head_of(lm.model).weight.requires_grad:  # errors wait for its gradient
+        head += (2 if plan["precision"] == "bf16" else 4) * min(TOGETHER, tokens * config.vocab_size)
     code = KEPT_CODE_BYTES if plan["precision"] == "bf16" and lm.device.type == "cpu" else 0
     optimiser = 4 * (1 + source.moments) * trainable  # with the gradient
     return int(seen.there + optimiser + seen.saved_always + activations + head + code)

@@ -56,6 +56,9 @@ def test_memory_grows_with_the_tokens_of_a_batch_and_shrinks_when_recomputed(tmp
     errors = 4 * 1536 * lm.model.config.vocab_size  # of the head, while they are few
     assert large - small == pytest.approx(1.25 * 1536 * per_token * 7 / 6 + errors, rel=1e-6)
     assert small < recomputed < large
+    lm.model.get_output_embeddings().weight.requires_grad_(False)
+    frozen = [peak_memory(lm, source, {**PLAN, "tokens_per_batch": n}) for n in (512, 2048)]
+    assert frozen[1] - frozen[0] == pytest.approx(large - small - errors, rel=1e-6)
 
 
 def test_bytes_kept_for_backward_are_those_that_a_batch_keeps(tmp_path):
