@@ -21,13 +21,13 @@ tour: setup
 	$(VENV)/bin/maypole tour --out $(OUT)
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+	$(PY) -m pytest -n 2 --dist worksteal
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 		echo "no Chromium: the page's tests were skipped; apt-get install chromium"
 
 # The page's tests alone; without Chromium they fail.
 test-browser: setup
-	MAYPOLE_BROWSER=required OMP_NUM_THREADS=1 $(PY) -m pytest tests/serve/test_serve_page_files.py tests/serve/test_serve_playground*.py
+	MAYPOLE_BROWSER=required $(PY) -m pytest tests/serve/test_serve_page_files.py tests/serve/test_serve_playground*.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

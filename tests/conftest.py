@@ -7,6 +7,10 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Two workers share the cores; and what is forked by a test would wait for ever for the threads that stayed behind, as
+# OpenMP's do. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from maypole.cli.main import run
@@ -33,7 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to be in, with a cache of its own; what a command changes in this process is put back."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
     monkeypatch.setenv("COLUMNS", "160")
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level

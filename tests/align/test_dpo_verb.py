@@ -37,7 +37,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _here(place, models):
-    torch.set_num_threads(1)
     for name in ("base", "other", "tuned"):
         Path(name).symlink_to(models / name)
     _rows("pairs.jsonl", PAIRS)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from maypole.core.artifact import Artifact
 from maypole.models import load, save
@@ -43,7 +42,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _here(place, model):
-    torch.set_num_threads(1)
     Path("base").symlink_to(model)
     Path("judge.py").write_text(JUDGE)
     Path("facts.py").write_text(FACTS)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.docs_workplace import examples, furnish
 
@@ -14,7 +13,6 @@ QUICK = "--betas 0.1 --rates 1 --steps 2 --eval-every 1 --max-tokens 4 --train.e
 
 @pytest.fixture(autouse=True)
 def _here(place):
-    torch.set_num_threads(1)
     furnish(place)
 
 

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import torch
 
 from maypole.cli.main import run
 from maypole.core.judge import symmetric
@@ -38,7 +37,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _here(tmp_path, models, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
-    torch.set_num_threads(1)
     for name in ("base", "bradley-terry", "pair"):
         Path(name).symlink_to(models / name)
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"number {i}"}) + "\n" for i in range(8)))

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from maypole.align.online_verbs import OnlineOptions
 from maypole.core.artifact import Artifact
@@ -34,7 +33,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _here(place, model):
-    torch.set_num_threads(1)
     Path("base").symlink_to(model)
     Path("judge.py").write_text(JUDGE)
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"number {i}"}) + "\n" for i in range(8)))

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from maypole.core.errors import ConfigError, UserError
 from maypole.engine import Engine, Output, Usage
@@ -204,7 +203,6 @@ def test_more_keys_than_a_statement_takes_are_remembered(tmp_path):
 
 
 def test_checked_by_a_model_order_space_and_repetition_change_nothing():
-    torch.set_num_threads(1)
     verify = ModelVerifier(Engine(lm()))
     checker = AtomicChecker(lambda t, x: [s.split(".") for s in x], verify, lambda query, k: ["Mara bakes.", "Tom is."])
     one, two = checker.check(["a", "a"], ["Mara bakes. Tom sings.", " Tom  sings.\nMara bakes. tom sings."])

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from maypole.core.artifact import Artifact
 from maypole.models import save
@@ -35,7 +34,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _here(place, model):
-    torch.set_num_threads(1)
     Path("base").symlink_to(model)
     Path("facts.py").write_text(FACTS)
     Path("find.py").write_text("def search(query, k):\n    return ['Mara bakes.'] * k\n")

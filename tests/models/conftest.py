@@ -18,9 +18,8 @@ TEXT = "the cat saw a dog"
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_own_cache(tmp_path, monkeypatch):
+def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path / "cache"))
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

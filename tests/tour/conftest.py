@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from maypole.models import save
 from maypole.tour import TourOptions, base, plan, run, run_tour
@@ -20,12 +19,8 @@ MINUTES = 0.05
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_own_cache(tmp_path_factory, monkeypatch):
+def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MAYPOLE_CACHE", str(tmp_path_factory.getbasetemp() / "tour-cache"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Two processes train what one trains: the same weights, one artifact, one voice; and nobody waits for the dead."""
 
+import faulthandler
 import json
 import os
 import pickle
@@ -65,9 +66,13 @@ def launched(
     codes: dict[int, int] = {}
     deadline = time.monotonic() + DEADLINE
     while waiting := [child for child in children if child not in codes]:
-        for child in waiting:
-            if time.monotonic() > deadline:
+        if time.monotonic() > deadline:
+            for child in waiting:
                 os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            stacks = {rank: (folder / f"stack-{rank}").read_text() for rank in range(count)}
+            pytest.fail(f"still at work after {DEADLINE:.0f} s: {len(waiting)} of {count}, where\n{stacks}")
+        for child in waiting:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 codes[child] = os.waitstatus_to_exitcode(status)
@@ -86,6 +91,7 @@ def _forked(folder: Path, work: Callable[[int], Any], rank: int, count: int, env
     code, said = 3, None
     os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", **env}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    faulthandler.dump_traceback_later(DEADLINE - 5, file=(folder / f"stack-{rank}").open("w"))
     try:
         said, code = work(rank), 0
     except KeyboardInterrupt:
