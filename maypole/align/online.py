@@ -42,7 +42,7 @@ from maypole.train.config import TrainConfig
 from maypole.train.fit import fit
 from maypole.train.ranks import join
 from maypole.train.result import save_result
-from maypole.train.source import nonempty
+from maypole.train.source import longest_row, nonempty
 
 REPORT = "report.json"
 CHUNK = 64
@@ -113,7 +113,7 @@ def online(
                 ranks.finish(artifact)
             return artifact
     if first_history is not None:  # what is wrong with it is said before anything is sampled
-        length = min(train.max_length or lm.max_length, lm.max_length)
+        length = longest_row(lm, train)
         join().in_turn(lambda: nonempty(first_history, method.objective, lm, length, "the first history"))
     rounds = OnlineRounds(
         prompts, judge, method, config, artifact=out, seed=seed, eval_prompts=eval_prompts, first_history=first_history

@@ -27,7 +27,7 @@ from maypole.train.config import TrainConfig
 from maypole.train.objective import Objective
 from maypole.train.ranks import ALONE, Ranks
 from maypole.train.reward import BradleyTerry, BradleyTerryWithMargin, PairPreference
-from maypole.train.source import nonempty
+from maypole.train.source import longest_row, nonempty
 
 Type = Literal["bradley-terry", "pair"]
 
@@ -84,8 +84,7 @@ def hold_out(rows: Dataset, share: float, *, seed: int) -> tuple[Dataset, Datase
 
 def measure(lm: LanguageModel, rows: Dataset, objective: Objective, config: TrainConfig, *, seed: int) -> Accuracy:
     """How often the judge that `lm` has become prefers the chosen answer; pairs beyond its context are left out."""
-    length = min(config.max_length or lm.max_length, lm.max_length)
-    readable = rows.select(nonempty(rows, objective, lm, length, "the pairs to measure on").row_index)
+    readable = rows.select(nonempty(rows, objective, lm, longest_row(lm, config), "the pairs to measure on").row_index)
     found = pair_accuracy(list(readable), judge_of(lm, objective), seed=seed)  # pyright: ignore[reportArgumentType]
     return Accuracy(found.items, found.interval, found.left_out + len(rows) - len(readable))
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from maypole.core.artifact import Artifact
+from maypole.core.seeds import derive
 from maypole.core.statistics import Interval
 from maypole.tour import judges
 from maypole.tour.align import DRAWN, FORM, JUDGES, MEASURED, ROUNDS, Found, Policy
@@ -150,7 +151,8 @@ def _python(facts: Facts, stage: Path) -> str:
     """The rounds again, from the prompts and judges that lie beside their result."""
     plan, out = facts.plan.align, facts.options.out
     here = out / BY_NAME["align"].directory
-    config = Artifact.load(stage / ROUNDS).manifest["config"]
+    made = Artifact.load(stage / ROUNDS).manifest
+    config, seed = made["config"], derive(made["seed"], ROUNDS)
     names = ("learning_rate", "max_steps", "examples_per_step", "max_length", "lr_scheduler_type", "warmup_ratio",
              "lr_scheduler_kwargs")  # fmt: skip
     train = ", ".join(f"{name}={config['train'][name]!r}" for name in names)
@@ -177,6 +179,6 @@ def _python(facts: Facts, stage: Path) -> str:
             f"method = {method}(PreferenceOptions(beta={BETA}), Sampling({sampling}){given})",
             f"rounds = OnlineConfig(rounds={plan.rounds}, prompts_per_round=len(prompts))",
             f"train = TrainConfig({train})",
-            f"online(lm, prompts, judge, method, rounds, train, out={str(out / 'rounds')!r}, seed=1)",
+            f"online(lm, prompts, judge, method, rounds, train, out={str(out / 'rounds')!r}, seed={seed})",
         ]
     )

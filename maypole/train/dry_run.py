@@ -46,8 +46,7 @@ def dry_run(
         make_trainable(lm, config, seed, Path(folder))
         self_test(lm.model)
         self_test_apart(reference, lm)
-        length = min(config.max_length or lm.max_length, lm.max_length)
-        source = Source(rows, objective, lm, config, max_length=length, seed=seed, folder=Path(folder))
+        source = Source(rows, objective, lm, config, seed=seed, folder=Path(folder))
     if config.max_steps < 0:
         whole = max(1, round(len(source.store) * of / len(rows)))
         source.steps = Order(whole, config.examples_per_step, config.num_train_epochs, seed).steps

@@ -138,8 +138,7 @@ def _train(
     _check_processes(lm, rows, reference, ranks)
     check_installed(config.report_to)
     device = ranks.device or lm.device
-    length = min(config.max_length or lm.max_length, lm.max_length)
-    source = Source(rows, objective, lm, config, max_length=length, seed=seed, folder=artifact.path, ranks=ranks)
+    source = Source(rows, objective, lm, config, seed=seed, folder=artifact.path, ranks=ranks)
     if config.round_learning_rates and len(config.round_learning_rates) != source.rounds:
         rates = config.round_learning_rates
         raise ConfigError("round_learning_rates", rates, f"one for each round, here {source.rounds}")
@@ -165,7 +164,7 @@ def _train(
         ):
             expected = ranks.lead(lambda: estimate(lm, source, plan))
             expected = replace(expected, seconds=expected.seconds / ranks.size)
-            evaluation = _evaluation(eval_rows, objective, lm, length, plan["tokens_per_batch"], ranks)
+            evaluation = _evaluation(eval_rows, objective, lm, source.max_length, plan["tokens_per_batch"], ranks)
             frozen = _reference(held_to, lm, source, config, plan["precision"], artifact, evaluation, ranks)
             with sharded(lm, ranks):
                 trainer = PackedTrainer(

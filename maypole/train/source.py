@@ -63,13 +63,14 @@ class Source:
         lm: LanguageModel,
         config: TrainConfig,
         *,
-        max_length: int,
         seed: int,
         folder: Path,
         ranks: Ranks = ALONE,
     ) -> None:
         self._given, self._objective, self._lm, self._config = rows, objective, lm, config
-        self._max_length, self._seed, self._folder, self._ranks = max_length, seed, folder, ranks
+        self.max_length, self._seed, self._folder, self._ranks = longest_row(lm, config), seed, folder, ranks
+        if ranks.first and (config.max_length or 0) > self.max_length:
+            log.warning("max_length %d: the model has positions for %d", config.max_length, self.max_length)
         self.examples_per_step = config.examples_per_step
         self.moments = 1 if config.optim == "rmsprop" else 2
         self.rounds = 1 if isinstance(rows, Dataset) else rows.count
@@ -119,7 +120,7 @@ class Source:
     def _round(self, number: int) -> tuple[Dataset, TokenStore]:
         if self._current is None or self._current[0] != number:
             rows = self._given if isinstance(self._given, Dataset) else self._kept(number, self._given)
-            store = self._ranks.in_turn(lambda: nonempty(rows, self._objective, self._lm, self._max_length))
+            store = self._ranks.in_turn(lambda: nonempty(rows, self._objective, self._lm, self.max_length))
             self._current = (number, rows, store)
         return self._current[1], self._current[2]
 
@@ -150,6 +151,11 @@ class Source:
         part.rename(path)
         fsync_directory(path.parent)
         return True
+
+
+def longest_row(lm: LanguageModel, config: TrainConfig) -> int:
+    """Tokens: what is asked for, and no more than the model has positions for."""
+    return min(config.max_length or lm.max_length, lm.max_length)
 
 
 def nonempty(

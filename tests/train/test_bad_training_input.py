@@ -194,3 +194,11 @@ def test_a_tree_without_scored_tokens_is_dropped():
     store = store_of(tree_rows([context([5, 6], context([7]), context([8])), context([5], leaf([6]))]), Trees(), lm)
     assert store.row_index.tolist() == [1]
     assert store.dropped == {"no token to learn": 1}
+
+
+def test_rows_longer_than_the_model_has_positions_for_are_not_promised(tmp_path, caplog):
+    lm, rows = lm_with(model_of("llama")), tree_rows([leaf(ids_of(9, i)) for i in range(8)])
+    fit(lm, rows, Trees(), config(max_steps=1, max_length=lm.max_length), out=tmp_path / "one")
+    assert "positions" not in caplog.text
+    fit(lm, rows, Trees(), config(max_steps=1, max_length=lm.max_length + 1), out=tmp_path / "two")
+    assert f"max_length {lm.max_length + 1}: the model has positions for {lm.max_length}" in caplog.text

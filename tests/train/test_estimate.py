@@ -19,9 +19,7 @@ PLAN = {"precision": "fp32", "tokens_per_batch": 4096, "gradient_checkpointing":
 
 def source_of(lm, trees, tmp_path, objective=None, **changes) -> Source:
     make_trainable(lm, config(**changes), 0, tmp_path)
-    return Source(
-        tree_rows(trees), objective or Trees(), lm, config(**changes), max_length=512, seed=0, folder=tmp_path
-    )
+    return Source(tree_rows(trees), objective or Trees(), lm, config(**changes), seed=0, folder=tmp_path)
 
 
 def test_ratios_are_those_of_the_rows(tmp_path):
