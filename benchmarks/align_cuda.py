@@ -38,7 +38,7 @@ def cases(quick: bool) -> list[Case]:
             ours=arm,
             peers={name: {**arm, "side": "trl", **setting} for name, setting in peers.items()},
             unit=arm["unit"],
-            check={"warmup": 0, "steps": 1} | (check or {}),
+            check={"warmup": 0, "steps": 1, **(check or {})},
             tolerance=2e-2,
             clock="wall",
             rounds=1 if quick else 2,

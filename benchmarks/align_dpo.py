@@ -153,7 +153,8 @@ def data(arm: Arm, count: int) -> tuple[list[dict[str, str]], np.ndarray]:
 
 def model_and_tokenizer(shape: str, device: str = "cpu") -> tuple[Any, PreTrainedTokenizerFast]:
     """A Llama, with d 256 and 8 heads unless told otherwise, from seed 0; a tokenizer of words."""
-    sizes = {"hidden_size": 256, "num_attention_heads": 8, "max_position_embeddings": 1024} | SHAPES[shape]
+    usual = {"hidden_size": 256, "num_attention_heads": 8, "max_position_embeddings": 1024}
+    sizes: dict[str, Any] = usual | SHAPES[shape]
     config = transformers.LlamaConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes)
     torch.manual_seed(0)
     names = ["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(3, config.vocab_size))]

@@ -43,8 +43,8 @@ def cases(quick: bool) -> list[Case]:
             target=target,
         )
 
-    own = {"maypole's own DPO": {"side": "dpo"}}
-    trl = {f"trl's DPO, padded {n} x {16 // n}": {"side": "trl", "batch": n} for n in (4, 2, 1)}
+    own: dict[str, Arm] = {"maypole's own DPO": {"side": "dpo"}}
+    trl: dict[str, Arm] = {f"trl's DPO, padded {n} x {16 // n}": {"side": "trl", "batch": n} for n in (4, 2, 1)}
     return [
         case("s8k, cached reference, beside our own DPO", own, "pairs", WORTH, reference="cached"),
         case("s8k, live reference, beside our own DPO", own, "pairs", WORTH, reference="live"),

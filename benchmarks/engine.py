@@ -144,7 +144,7 @@ def measure(arm: Arm) -> Measured:
 
 def _generating(arm: Arm, work: Work) -> Callable[[], dict[str, float]]:
     running = SEQUENCES if arm["work"] == "mixed" else arm["count"]
-    model = random_llama(arm["size"], arm["dtype"])
+    model: Any = random_llama(arm["size"], arm["dtype"])
     if arm["side"] == "llama.cpp":
         peer = _llama_cpp(arm, model, work)
         return lambda: said(peer(work.prompts, work.lengths[0], work.shared))
@@ -161,7 +161,8 @@ def _generating(arm: Arm, work: Work) -> Callable[[], dict[str, float]]:
 def _continuous(model: Any, work: Work, fitted: bool) -> Tokens:
     """transformers' own continuous batching, with blocks for all requests where it is `fitted`."""
     longest = max(len(prompt) + new for prompt, new in zip(work.prompts, work.lengths))
-    cache = {"page_size": 128, "num_blocks": len(work.prompts) * -(-longest // 128) + 8, "max_batch_tokens": 512}
+    blocks = len(work.prompts) * -(-longest // 128) + 8
+    cache: dict[str, Any] = {"page_size": 128, "num_blocks": blocks, "max_batch_tokens": 512}
     config = ContinuousBatchingConfig(use_cuda_graph=False, use_async_batching=False, **(cache if fitted else {}))
     settings = transformers.GenerationConfig(
         max_new_tokens=work.lengths[0], do_sample=False, eos_token_id=None, pad_token_id=0, use_cuda_graph=False
@@ -204,7 +205,7 @@ def _served(arm: Arm) -> Measured:
     from maypole.models.saving import save
 
     lm = language_model(random_llama(arm["size"], arm["dtype"]))
-    prompts = [lm.tokenizer.decode(ids) for ids in work_of({**arm, "work": "equal"}).prompts]
+    prompts = [str(lm.tokenizer.decode(ids)) for ids in work_of({**arm, "work": "equal"}).prompts]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arm["side"] == "ours":

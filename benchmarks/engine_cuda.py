@@ -45,9 +45,9 @@ def cases(quick: bool) -> list[Case]:
             check=check, tolerance=0.0, target=target,
         )  # fmt: skip
 
-    mixed = {"work": "mixed", "lengths": "chats"}
-    equal = {"work": "equal", "prompt": 64, "new": 64}
-    prefix = {"work": "prefix", "prefix": 1000, "tail": 16, "new": 64, "count": 32}
+    mixed: dict[str, Any] = {"work": "mixed", "lengths": "chats"}
+    equal: dict[str, Any] = {"work": "equal", "prompt": 64, "new": 64}
+    prefix: dict[str, Any] = {"work": "prefix", "prefix": 1000, "tail": 16, "new": 64, "count": 32}
     return [
         case("lengths of chats, 16 at a time", "1B", at_once=16, count=32, **mixed),
         case("lengths of chats, 32 at a time", "1B", at_once=32, count=64, **mixed),

@@ -164,7 +164,7 @@ def _compare(case: Case, run: Callable[[Case, Arm], Measured]) -> dict[str, Any]
         "apart": apart,
         "tolerance": case.tolerance,
         "checked": dict(zip(("ours", "peer"), checks)) if len(checks[0]) <= CURVE else None,
-        "agreement": _agreement(*first, case.tolerance),
+        "agreement": _agreement(first[0], first[1], case.tolerance),
         "threads": case.threads,
         "peer_settings": {n: round(rate, 1) for n, rate in rates.items()},
         "peak_rss_bytes": memory,

@@ -151,8 +151,8 @@ def data(arm: Arm) -> list[dict[str, list[int]]]:
 def model_and_tokenizer(shape: str, device: str = "cpu") -> tuple[Any, PreTrainedTokenizerFast]:
     """Llama with d 256, 6 layers and 8/4 heads unless told otherwise, tied embeddings, from seed 0; a tokenizer that
     only names pad and end."""
-    sizes = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8,
-             "num_key_value_heads": 4} | SHAPES[shape]  # fmt: skip
+    usual = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8}
+    sizes: dict[str, Any] = usual | {"num_key_value_heads": 4} | SHAPES[shape]
     config = transformers.LlamaConfig(
         max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes
     )

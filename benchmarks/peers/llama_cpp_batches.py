@@ -3,6 +3,9 @@
 The bindings' own `Llama` class runs one sequence at a time; this uses what they wrap. Knows nothing about maypole.
 """
 
+# pyright: reportArgumentType=false
+# The bindings' types say of every pointer that it may be null.
+
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path

@@ -46,7 +46,7 @@ def _tokenizer(size: int) -> Tokenizer:
     single = [END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     pairs = itertools.product(string.ascii_letters, repeat=2)
     triples = ((a + b, c) for a, b, c in itertools.product(string.ascii_letters, repeat=3))
-    merges = list(itertools.islice(itertools.chain(pairs, triples), size - len(single)))
+    merges: Any = list(itertools.islice(itertools.chain(pairs, triples), size - len(single)))
     vocabulary = {token: i for i, token in enumerate([*single, *("".join(pair) for pair in merges)])}
     tokenizer: Any = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

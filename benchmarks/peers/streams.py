@@ -34,7 +34,7 @@ class Reader(HttpUser):
         body = {"model": "model", "prompt": prompt, "max_tokens": _work["new"], "temperature": 0.0, "stream": True}
         begin, parts = time.perf_counter(), []
         with self.client.post("/v1/completions", json=body, stream=True, name="whole", catch_response=True) as answer:
-            for line in answer.iter_lines(chunk_size=None):  # as they come
+            for line in answer.iter_lines(chunk_size=None):  # pyright: ignore[reportArgumentType] (as they come)
                 if not line or line == b"data: [DONE]":
                     continue
                 if not parts:
