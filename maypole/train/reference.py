@@ -17,6 +17,7 @@ import torch
 from maypole.core.atomic import fsync_directory, fsync_file, fsync_tree, write_atomic
 from maypole.core.errors import ArtifactError, UserError
 from maypole.core.identity import cache_dir, digest
+from maypole.core.manifest import versions
 from maypole.core.progress import tell
 from maypole.models.adapters import snapshot
 from maypole.models.attention import packed_execution
@@ -108,10 +109,12 @@ class ReferenceLogps:
                 write_atomic(place, np.where(np.isnan(known), self._remembered(work, len(known)), known).tobytes())
 
     def _place(self, work: Work) -> Path | None:
-        """In the cache, for one reference in one arithmetic on the same tokens; None for a model that nobody knows."""
+        """In the cache, for one reference in one arithmetic of the same libraries on the same tokens; None for a model
+        that nobody knows."""
         if self._fingerprint is None:
             return None
-        key = digest(self._fingerprint, self._arithmetic, self.lm.device.type, work.store.digest())
+        arithmetic = self._arithmetic, self.lm.device.type, repr(versions())
+        key = digest(self._fingerprint, *arithmetic, work.store.digest())
         return cache_dir("reference") / f"{key}.f32"
 
 
