@@ -24,7 +24,8 @@ from maypole.train import TrainConfig, fit
 from maypole.train.estimate import Estimate
 
 TOLERANCE = 0.25
-STEPS = 6
+STEPS = 40
+"""Enough for what is kept from step to step to be there."""
 
 
 def measure(arm: dict) -> dict[str, int]:
