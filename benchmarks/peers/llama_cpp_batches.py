@@ -3,8 +3,8 @@
 The bindings' own `Llama` class runs one sequence at a time; this uses what they wrap. Knows nothing about maypole.
 """
 
-# pyright: reportArgumentType=false
-# The bindings' types say of every pointer that it may be null.
+# pyright: reportArgumentType=false, reportMissingImports=false
+# The bindings' types say of every pointer that it may be null; they come with the extra `bench` alone.
 
 import ctypes
 from collections.abc import Sequence

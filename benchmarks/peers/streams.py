@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 
 import gevent
-from locust import HttpUser, constant, task
+from locust import HttpUser, constant, task  # pyright: ignore[reportMissingImports] (of the extra `bench`)
 
 _file = Path(os.environ["WORK"])
 _work = json.loads(_file.read_text())
