@@ -17,7 +17,7 @@ Arithmetic = Literal["bf16", "fp32"]
 # Every number of packed tokens is a new shape, and about 0.7 MB of code are kept for each matrix product of each shape:
 # 1,024 by oneDNN and as many again by what torch puts before it, unless told otherwise before the first product. A step
 # uses about 60, one after the other. The code lies between the arrays of the steps, and the holes that are left fit few
-# of the next ones: with 1,024 of each a run of hundreds of steps took 2.3 GB instead of 1.5, and was no faster.
+# of the next ones: with 1,024 of the latter a run of hundreds of steps took 2.3 GB instead of 1.5, and was no faster.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
 KEPT_CODE_BYTES = 64 * 700_000
